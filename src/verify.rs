@@ -1,0 +1,380 @@
+//! The trust boundary: the only place where bytes become [`Verified`].
+//!
+//! Bytes from a disk or a wire are [`Unverified`], and nobody can look inside. They come out through a
+//! check against a digest, against a unit of an fs-verity tree, or against this host's own key, and
+//! what comes out says so by its type. The FUSE reply, the exporter and every parser take nothing else.
+//!
+//! This file has no child modules but its tests: a child could build a `Verified` by hand.
+
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+
+use crate::buffers::{BUFFER, Buffers};
+use crate::digest::{Digest, Hasher};
+use crate::verity::{self, FileTree, VerityDigest};
+
+/// Bytes as they came off a disk or a wire. Nothing is known about them.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Unverified(Bytes);
+
+/// Content that a hash chain proved. Immutable, and cheap to clone and slice.
+///
+/// Not `Default`, not `Deserialize`, no `From`: the ways in are the checks of this module.
+#[derive(Clone, Debug)]
+pub struct Verified<T>(T);
+
+impl Unverified {
+    /// Wraps what a source or a store read.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// How many bytes there are. A length is no content: it may be compared, never served.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bytes before they are proved, for the two that must look ahead of the proof: the splitter,
+    /// which writes into a staging area that nobody reads before the layer's digest has matched, and
+    /// the lister, whose result is a listing and never content. The tests hold the list of callers.
+    pub fn ahead_of_proof(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// Checks the bytes against the digest that something trusted names.
+    pub fn verify(self, expected: &Digest) -> Result<Verified<Bytes>, DigestMismatch> {
+        let mut hasher = expected.hasher();
+        hasher.update(&self.0);
+        same_digest(expected, hasher.finish()).map(|()| Verified(self.0))
+    }
+
+    /// Checks the bytes as unit `number` of a file whose tree is trusted.
+    pub fn verify_unit(self, tree: &Verified<FileTree>, number: u64) -> Result<Verified<Bytes>, UnitMismatch> {
+        let mismatch = |actual| UnitMismatch {
+            file: tree.verity,
+            unit: number,
+            expected: tree.unit(number).map(hex::encode).unwrap_or_default(),
+            actual,
+        };
+        let expected = tree.unit(number).ok_or_else(|| mismatch(String::new()))?;
+        if self.0.len() as u64 != tree.unit_range(number).end - tree.unit_range(number).start {
+            return Err(mismatch(format!("{} bytes", self.0.len())));
+        }
+        let actual = verity::unit_hash(&self.0, tree.size);
+        if actual != *expected {
+            return Err(mismatch(hex::encode(actual)));
+        }
+        Ok(Verified(self.0))
+    }
+
+    /// Checks that [`LocalKey::seal`] made these bytes for `purpose`, and takes the seal off.
+    ///
+    /// The purpose is part of what is authenticated, so one sealed file cannot stand in for another.
+    pub fn unseal(self, key: &LocalKey, purpose: &str) -> Result<Verified<Bytes>, BrokenSeal> {
+        let split = self.0.len().checked_sub(SEAL_LEN).ok_or(BrokenSeal)?;
+        let mut mac = key.mac(purpose);
+        mac.update(&self.0[..split]);
+        mac.verify_slice(&self.0[split..]).map_err(|_| BrokenSeal)?;
+        Ok(Verified(self.0.slice(..split)))
+    }
+}
+
+impl Verified<Bytes> {
+    /// A part of proved bytes, proved as they are. The range is cut to what is there.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let end = range.end.min(self.0.len());
+        Self(self.0.slice(range.start.min(end)..end))
+    }
+}
+
+impl<T> Verified<T> {
+    /// What the proved content says, read by the type's only parser.
+    pub fn parse<U: FromVerified<T>>(&self) -> Result<Verified<U>, U::Error> {
+        U::from_verified(&self.0).map(Verified)
+    }
+
+    /// A part of the proved content, proved as the whole is.
+    pub fn part<U: Clone>(&self, part: impl for<'a> FnOnce(&'a T) -> Option<&'a U>) -> Option<Verified<U>> {
+        part(&self.0).cloned().map(Verified)
+    }
+}
+
+impl<T> Deref for Verified<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// Types that are read out of proved content. An implementation looks at nothing but its argument;
+/// the tests hold the list of them.
+pub trait FromVerified<T>: Sized {
+    /// What can be wrong with content whose digest is right.
+    type Error;
+
+    /// Reads the type out of the content.
+    fn from_verified(content: &T) -> Result<Self, Self::Error>;
+}
+
+/// Checks a layer against its flat digest while it streams by.
+#[derive(Debug)]
+pub struct LayerCheck {
+    expected: Digest,
+    hasher: Hasher,
+}
+
+impl LayerCheck {
+    /// Starts at the first byte of the layer that `expected` names.
+    pub fn new(expected: Digest) -> Self {
+        Self { hasher: expected.hasher(), expected }
+    }
+
+    /// Takes the next bytes of the layer, in order.
+    pub fn update(&mut self, piece: &Unverified) {
+        self.hasher.update(&piece.0);
+    }
+
+    /// Compares, after the last byte.
+    pub fn finish(self) -> Result<LayerProof, DigestMismatch> {
+        same_digest(&self.expected, self.hasher.finish()).map(|()| LayerProof { layer: self.expected })
+    }
+}
+
+/// Says that every byte of a layer has been seen and its digest was right. What was computed from the
+/// same bytes on the way is as proved as the layer.
+#[derive(Debug)]
+pub struct LayerProof {
+    layer: Digest,
+}
+
+impl LayerProof {
+    /// The layer that was proved.
+    pub fn layer(&self) -> &Digest {
+        &self.layer
+    }
+
+    /// Marks what was computed from exactly the bytes that this proof is about.
+    pub fn covers<T>(&self, computed: T) -> Verified<T> {
+        Verified(computed)
+    }
+}
+
+fn same_digest(expected: &Digest, actual: Digest) -> Result<(), DigestMismatch> {
+    if actual == *expected { Ok(()) } else { Err(DigestMismatch { expected: *expected, actual }) }
+}
+
+/// A file on the local disk, proved unit by unit, and read only where it is proved.
+///
+/// What was proved stays proved as long as the file's [`Stamp`] does: a write changes the ctime, and
+/// the stamp is looked at again after every read. Anything else is proved again before its first use.
+#[derive(Debug)]
+pub struct Witness {
+    file: File,
+    tree: Verified<FileTree>,
+    stamp: Mutex<Stamp>,
+    /// One bit a unit.
+    proved: Box<[AtomicU64]>,
+}
+
+/// What tells whether a file was touched since it was proved. The kernel sets the ctime; nobody else can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    ctime: (i64, i64),
+}
+
+impl Stamp {
+    /// The stamp of an open file as it is now.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { inode: metadata.ino(), size: metadata.len(), ctime: (metadata.ctime(), metadata.ctime_nsec()) })
+    }
+}
+
+impl Witness {
+    /// Takes a file of which nothing is proved yet.
+    pub fn new(file: File, tree: Verified<FileTree>) -> io::Result<Self> {
+        let stamp = Stamp::of(&file)?;
+        let words = verity::unit_count(tree.size).div_ceil(64) as usize;
+        let proved = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Ok(Self { file, tree, stamp: Mutex::new(stamp), proved })
+    }
+
+    /// Takes a file that was proved whole when it had this stamp. If it has another one now, nothing
+    /// of it is proved.
+    pub fn with_record(file: File, tree: Verified<FileTree>, proved_at: &Verified<Stamp>) -> io::Result<Self> {
+        let witness = Self::new(file, tree)?;
+        if *witness.stamp() == **proved_at && proved_at.size == witness.tree.size {
+            witness.proved.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+        }
+        Ok(witness)
+    }
+
+    /// The tree that the file is proved against.
+    pub fn tree(&self) -> &Verified<FileTree> {
+        &self.tree
+    }
+
+    /// The stamp under which every unit was proved, if every unit is.
+    pub fn whole(&self) -> Option<Verified<Stamp>> {
+        let stamp = *self.stamp();
+        let whole = (0..verity::unit_count(self.tree.size)).all(|unit| self.is_proved(unit));
+        (whole && stamp.size == self.tree.size).then_some(Verified(stamp))
+    }
+
+    /// Reads at most one buffer's worth of `range`, which must lie inside the file: fewer bytes come
+    /// back where a unit that is not proved yet ends first, never none for a range that is not empty.
+    pub fn read(&self, range: Range<u64>, buffers: &Buffers) -> Result<Verified<Bytes>, WitnessError> {
+        if range.start >= range.end || range.end > self.tree.size {
+            return Ok(Verified(Bytes::new()));
+        }
+        let before = *self.stamp();
+        let now = Stamp::of(&self.file)?;
+        if now != before {
+            self.forget(now);
+        }
+        let first = range.start / verity::UNIT;
+        let end = range.end.min(range.start + BUFFER as u64);
+        let last = (end - 1) / verity::UNIT;
+        if (first..=last).all(|unit| self.is_proved(unit)) {
+            let bytes = self.pread(range.start..end, buffers)?;
+            if Stamp::of(&self.file)? == now {
+                return Ok(Verified(bytes));
+            }
+        }
+        self.prove(first, buffers).map(|unit| {
+            let start = range.start - first * verity::UNIT;
+            unit.slice(start as usize..(start + (range.end - range.start)).min(verity::UNIT) as usize)
+        })
+    }
+
+    /// Reads unit `number` and proves it.
+    fn prove(&self, number: u64, buffers: &Buffers) -> Result<Verified<Bytes>, WitnessError> {
+        let before = Stamp::of(&self.file)?;
+        let unit = Unverified(self.pread(self.tree.unit_range(number), buffers)?);
+        let unit = unit.verify_unit(&self.tree, number)?;
+        let stamp = self.stamp();
+        if *stamp == before && Stamp::of(&self.file)? == before {
+            self.proved[(number / 64) as usize].fetch_or(1 << (number % 64), Ordering::AcqRel);
+        }
+        Ok(unit)
+    }
+
+    fn pread(&self, range: Range<u64>, buffers: &Buffers) -> io::Result<Bytes> {
+        let mut buffer = buffers.take()?;
+        buffer.truncate((range.end - range.start) as usize);
+        self.file.read_exact_at(&mut buffer, range.start)?;
+        Ok(buffer.freeze())
+    }
+
+    fn is_proved(&self, unit: u64) -> bool {
+        self.proved[(unit / 64) as usize].load(Ordering::Acquire) & (1 << (unit % 64)) != 0
+    }
+
+    /// The file was touched: nothing is proved any more, and proofs count from `now`.
+    fn forget(&self, now: Stamp) {
+        let mut stamp = self.stamp();
+        self.proved.iter().for_each(|word| word.store(0, Ordering::Release));
+        *stamp = now;
+    }
+
+    fn stamp(&self) -> MutexGuard<'_, Stamp> {
+        self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A key that only this host's user can read: it authenticates what kitfs wrote for itself.
+pub struct LocalKey([u8; 32]);
+
+/// Bytes that a seal adds.
+const SEAL_LEN: usize = 32;
+
+impl LocalKey {
+    /// Wraps key material.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(key)
+    }
+
+    /// Seals content for `purpose`; [`Unverified::unseal`] takes the seal off again. Only what is
+    /// proved is worth a seal.
+    pub fn seal(&self, content: &Verified<Vec<u8>>, purpose: &str) -> Vec<u8> {
+        let mut mac = self.mac(purpose);
+        mac.update(&content.0);
+        let mut sealed = content.0.clone();
+        sealed.extend_from_slice(&mac.finalize().into_bytes());
+        sealed
+    }
+
+    fn mac(&self, purpose: &str) -> Hmac<Sha256> {
+        let mut block = [0u8; 64];
+        block[..32].copy_from_slice(&self.0);
+        let mut mac = Hmac::<Sha256>::new(&block.into());
+        mac.update(&(purpose.len() as u64).to_le_bytes());
+        mac.update(purpose.as_bytes());
+        mac
+    }
+}
+
+impl std::fmt::Debug for LocalKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LocalKey")
+    }
+}
+
+/// Content whose digest is not the one that was promised.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("content does not match its digest: expected {expected}, got {actual}")]
+pub struct DigestMismatch {
+    /// What something trusted promised.
+    pub expected: Digest,
+    /// What was there.
+    pub actual: Digest,
+}
+
+/// A unit of a file that is not what the file's tree says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unit {unit} of file {file} does not match: expected {expected}, got {actual}")]
+pub struct UnitMismatch {
+    /// The digest of the file.
+    pub file: VerityDigest,
+    /// Which unit of it, counted from 0.
+    pub unit: u64,
+    /// The unit's hash in the tree, in hexadecimal.
+    pub expected: String,
+    /// What the bytes hash to, in hexadecimal.
+    pub actual: String,
+}
+
+/// Why a file on the local disk could not be read as proved bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum WitnessError {
+    /// The disk failed, or the file is shorter than it was.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The file does not hold what it should.
+    #[error(transparent)]
+    Mismatch(#[from] UnitMismatch),
+}
+
+/// A local file that this host's key did not seal: damaged, swapped, or written under another key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the seal of a local file is broken")]
+pub struct BrokenSeal;
