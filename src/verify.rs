@@ -95,6 +95,11 @@ impl Unverified {
 }
 
 impl Verified<Bytes> {
+    /// No bytes, of which nothing can be wrong.
+    pub fn nothing() -> Self {
+        Self(Bytes::new())
+    }
+
     /// A part of proved bytes, proved as they are. The range is cut to what is there.
     pub fn slice(&self, range: Range<usize>) -> Self {
         let end = range.end.min(self.0.len());
@@ -192,6 +197,9 @@ pub struct Witness {
     proved: Box<[AtomicU64]>,
 }
 
+/// How often a read starts again because somebody touched the file meanwhile. Nobody should.
+const ATTEMPTS: u32 = 8;
+
 /// What tells whether a file was touched since it was proved. The kernel sets the ctime; nobody else can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
@@ -240,30 +248,37 @@ impl Witness {
         (whole && stamp.size == self.tree.size).then_some(Verified(stamp))
     }
 
-    /// Reads at most one buffer's worth of `range`, which must lie inside the file: fewer bytes come
-    /// back where a unit that is not proved yet ends first, never none for a range that is not empty.
+    /// Reads `range`, which must lie inside the file and be at most one buffer long: exactly its bytes.
     pub fn read(&self, range: Range<u64>, buffers: &Buffers) -> Result<Verified<Bytes>, WitnessError> {
-        if range.start >= range.end || range.end > self.tree.size {
-            return Ok(Verified(Bytes::new()));
+        if range.start >= range.end || range.end > self.tree.size || range.end - range.start > BUFFER as u64 {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
         }
-        let before = *self.stamp();
-        let now = Stamp::of(&self.file)?;
-        if now != before {
-            self.forget(now);
-        }
-        let first = range.start / verity::UNIT;
-        let end = range.end.min(range.start + BUFFER as u64);
-        let last = (end - 1) / verity::UNIT;
-        if (first..=last).all(|unit| self.is_proved(unit)) {
-            let bytes = self.pread(range.start..end, buffers)?;
-            if Stamp::of(&self.file)? == now {
+        let units = range.start / verity::UNIT..=(range.end - 1) / verity::UNIT;
+        for _attempt in 0..ATTEMPTS {
+            let now = Stamp::of(&self.file)?;
+            if now != *self.stamp() {
+                self.forget(now);
+            }
+            for unit in units.clone().filter(|&unit| !self.is_proved(unit)) {
+                let proved = self.prove(unit, buffers)?;
+                if units.start() == units.end() {
+                    let start = (range.start - unit * verity::UNIT) as usize;
+                    return Ok(proved.slice(start..start + (range.end - range.start) as usize));
+                }
+            }
+            let bytes = self.pread(range.clone(), buffers)?;
+            if Stamp::of(&self.file)? == now && units.clone().all(|unit| self.is_proved(unit)) {
                 return Ok(Verified(bytes));
             }
         }
-        self.prove(first, buffers).map(|unit| {
-            let start = range.start - first * verity::UNIT;
-            unit.slice(start as usize..(start + (range.end - range.start)).min(verity::UNIT) as usize)
-        })
+        Err(io::Error::other("the file is being written to").into())
+    }
+
+    /// Proves every unit that is not proved yet.
+    pub fn prove_whole(&self, buffers: &Buffers) -> Result<(), WitnessError> {
+        (0..verity::unit_count(self.tree.size))
+            .filter(|&unit| !self.is_proved(unit))
+            .try_for_each(|unit| self.prove(unit, buffers).map(drop))
     }
 
     /// Reads unit `number` and proves it.
@@ -313,12 +328,11 @@ impl LocalKey {
         Self(key)
     }
 
-    /// Seals content for `purpose`; [`Unverified::unseal`] takes the seal off again. Only what is
-    /// proved is worth a seal.
-    pub fn seal(&self, content: &Verified<Vec<u8>>, purpose: &str) -> Vec<u8> {
+    /// Seals content for `purpose`; [`Unverified::unseal`] takes the seal off again.
+    pub fn seal(&self, content: &[u8], purpose: &str) -> Vec<u8> {
         let mut mac = self.mac(purpose);
-        mac.update(&content.0);
-        let mut sealed = content.0.clone();
+        mac.update(content);
+        let mut sealed = content.to_vec();
         sealed.extend_from_slice(&mac.finalize().into_bytes());
         sealed
     }

@@ -1,0 +1,181 @@
+//! The file system of one kit, in its own terms: it knows inodes, names and bytes, and no FUSE.
+//!
+//! Whatever is asked about names, sizes and attributes is answered from memory. Bytes are either at hand
+//! ([`KitFs::ready`]) or waited for ([`KitFs::read`]); in both cases they are proved.
+
+mod attributes;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use crate::buffers::BUFFER;
+use crate::chunks::ChunkError;
+use crate::chunks::Chunks;
+use crate::chunks::FileAt;
+use crate::digest::Digest;
+use crate::kit::tree::Inode;
+use crate::kit::tree::NodeKind;
+use crate::kit::tree::Tree;
+use crate::kit::tree::TreeError;
+use crate::layers::Layer;
+use crate::layers::LayerError;
+use crate::layers::Metadata;
+use crate::layers::Workshop;
+use crate::resolve::Kit;
+use crate::verify::Verified;
+
+/// How many layers are listed at once.
+const LISTED_AT_ONCE: usize = 8;
+
+/// A kit as a read-only tree of files.
+#[derive(Debug)]
+pub struct KitFs {
+    kit: Kit,
+    layers: Vec<Arc<Layer>>,
+    tree: Tree,
+    kitfile: Option<Verified<Bytes>>,
+    chunks: Chunks,
+    workshop: Arc<Workshop>,
+}
+
+impl KitFs {
+    /// Lists every layer of the kit and merges them. `metadata` says how layers are listed that are not
+    /// proved yet.
+    pub async fn open(workshop: Arc<Workshop>, kit: Kit, metadata: Metadata) -> Result<Self, FsError> {
+        let layers = kit.layers(&workshop);
+        Self::open_layers(workshop, kit, layers, metadata).await
+    }
+
+    /// The same over layers that somebody follows meanwhile, to show how far they are.
+    pub async fn open_layers(
+        workshop: Arc<Workshop>,
+        kit: Kit,
+        layers: Vec<Arc<Layer>>,
+        metadata: Metadata,
+    ) -> Result<Self, FsError> {
+        stream::iter(&layers)
+            .map(|layer| async move { layer.list(metadata).await.map(drop) })
+            .buffer_unordered(LISTED_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let kitfile = kit.kitfile();
+        let listings = layers.iter().zip(0..).filter_map(|(layer, number)| Some((number, layer.listing()?)));
+        let tree = Tree::build(listings, kitfile.as_ref().map(|kitfile| kitfile.len() as u64))
+            .map_err(|error| FsError::of_tree(error, &layers))?;
+        let chunks = Chunks::new(Arc::clone(&workshop));
+        Ok(Self { kit, layers, tree, kitfile, chunks, workshop })
+    }
+
+    /// The kit that is shown.
+    pub fn kit(&self) -> &Kit {
+        &self.kit
+    }
+
+    /// Its layers, in the order of the tree's layer numbers.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// What this file system shares with others.
+    pub fn workshop(&self) -> &Arc<Workshop> {
+        &self.workshop
+    }
+
+    /// Names, sizes and modes.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Keeps the layers in the store for as long as this value lives.
+    pub fn pin(&self) {
+        self.layers.iter().for_each(|layer| layer.pin());
+    }
+
+    /// The bytes of `range`, cut at the end of the file, if they are at hand. At most one buffer's worth.
+    pub fn ready(&self, inode: Inode, range: Range<u64>) -> Option<Verified<Bytes>> {
+        match self.content(inode, range).ok()? {
+            Content::Kitfile(bytes) => Some(bytes),
+            Content::Layer(file, range) => self.chunks.ready(file, &range),
+        }
+    }
+
+    /// The bytes of `range`, cut at the end of the file. At most one buffer's worth.
+    pub async fn read(&self, inode: Inode, range: Range<u64>) -> Result<Verified<Bytes>, ReadError> {
+        match self.content(inode, range)? {
+            Content::Kitfile(bytes) => Ok(bytes),
+            Content::Layer(file, range) => Ok(self.chunks.read(file, &range).await?),
+        }
+    }
+
+    fn content(&self, inode: Inode, range: Range<u64>) -> Result<Content<'_>, ReadError> {
+        let node = self.tree.node(inode).ok_or(ReadError::NoSuchInode)?;
+        let end = range.end.min(node.size).min(range.start.saturating_add(BUFFER as u64));
+        let range = range.start.min(end)..end;
+        match node.kind {
+            NodeKind::Dir { .. } => Err(ReadError::IsDirectory),
+            _ if range.is_empty() => Ok(Content::Kitfile(Verified::nothing())),
+            NodeKind::Kitfile => {
+                let kitfile = self.kitfile.clone().unwrap_or_else(Verified::nothing);
+                Ok(Content::Kitfile(kitfile.slice(range.start as usize..range.end as usize)))
+            }
+            NodeKind::File { layer, entry } => {
+                let layer = self.layers.get(layer as usize).ok_or(ReadError::NoSuchInode)?;
+                Ok(Content::Layer(FileAt { layer, entry, size: node.size }, range))
+            }
+        }
+    }
+}
+
+/// Where the bytes of a range are.
+enum Content<'a> {
+    Kitfile(Verified<Bytes>),
+    Layer(FileAt<'a>, Range<u64>),
+}
+
+/// Why a kit cannot be shown as files.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// A layer could not be listed.
+    #[error(transparent)]
+    Layer(#[from] Arc<LayerError>),
+    /// Two layers have the same path, or disagree about what it is.
+    #[error("layers {first} and {second} cannot be merged")]
+    Conflict {
+        /// The layer that comes first.
+        first: Digest,
+        /// The layer that contradicts it.
+        second: Digest,
+        /// At which path.
+        source: TreeError,
+    },
+    /// The tree cannot be made for another reason.
+    #[error("the layers of the kit cannot be merged")]
+    Tree(#[source] TreeError),
+}
+
+impl FsError {
+    fn of_tree(error: TreeError, layers: &[Arc<Layer>]) -> Self {
+        let digest = |number: u32| layers.get(number as usize).map(|layer| *layer.digest());
+        match error.layers().and_then(|(first, second)| Some((digest(first)?, digest(second)?))) {
+            Some((first, second)) => Self::Conflict { first, second, source: error },
+            None => Self::Tree(error),
+        }
+    }
+}
+
+/// Why bytes could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no file of that number.
+    #[error("no such inode")]
+    NoSuchInode,
+    /// A directory has no bytes.
+    #[error("is a directory")]
+    IsDirectory,
+    /// The bytes could not be had or proved.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+}

@@ -1,0 +1,292 @@
+//! FUSE: decodes requests, asks the file system, replies. Nothing else happens here.
+//!
+//! Metadata is answered from memory, on the thread that read the request: a process that waits for such
+//! an answer cannot be killed. Reads that need a source move into a task with their reply.
+
+mod errno;
+pub mod session;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+
+use crate::buffers::BUFFER;
+use crate::fs::KitFs;
+use crate::kit::tree::Inode;
+use crate::kit::tree::Node;
+use crate::kit::tree::NodeKind;
+use crate::ledger::chain;
+use crate::verify::Verified;
+
+/// Nothing ever changes: what the kernel knows stays true for as long as the mount lives.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Requests that the kernel may have waiting in the background. A small number would let readahead of
+/// one dead source stall files that are here.
+const MAX_BACKGROUND: u16 = 1024;
+
+/// Bytes of a block, for `stat` and `statfs`.
+const BLOCK: u32 = 4096;
+
+/// The longest name (Linux `NAME_MAX`). The kernel hands longer ones to the daemon.
+const NAME_MAX: usize = 255;
+
+/// Serves one kit to the kernel.
+#[derive(Debug)]
+pub struct Adapter {
+    fs: Arc<KitFs>,
+    runtime: Handle,
+    owner: (u32, u32),
+}
+
+impl Adapter {
+    /// Serves `fs`; reads that have to wait do so on `runtime`. Files belong to whoever runs this process.
+    pub fn new(fs: Arc<KitFs>, runtime: Handle) -> Self {
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Self { fs, runtime, owner }
+    }
+
+    fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
+        let time = time(node.mtime);
+        let (kind, nlink) = match node.kind {
+            NodeKind::Dir { nlink, .. } => (FileType::Directory, nlink),
+            NodeKind::Kitfile | NodeKind::File { .. } => (FileType::RegularFile, 1),
+        };
+        FileAttr {
+            ino: INodeNo(inode),
+            size: node.size,
+            // Blocks that did not cover the size would make tar and cp see holes.
+            blocks: node.size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm: node.mode,
+            nlink,
+            uid: self.owner.0,
+            gid: self.owner.1,
+            rdev: 0,
+            blksize: BLOCK,
+            flags: 0,
+        }
+    }
+
+    fn child(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let tree = self.fs.tree();
+        let inode = tree.lookup(parent.0, name.as_bytes()).ok_or(Errno::ENOENT)?;
+        let node = tree.node(inode).ok_or(Errno::ENOENT)?;
+        Ok(self.attr(inode, &node))
+    }
+
+    /// The entries of a directory behind cookie `offset`: itself, its parent, its children. A cookie
+    /// is a position in the tree, so it means the same to every process that serves this kit.
+    fn entries(
+        &self,
+        directory: INodeNo,
+        offset: u64,
+    ) -> Result<impl Iterator<Item = (u64, Inode, &OsStr)>, Errno> {
+        let tree = self.fs.tree();
+        let node = tree.node(directory.0).ok_or(Errno::ENOENT)?;
+        let NodeKind::Dir { children, .. } = node.kind else { return Err(Errno::ENOTDIR) };
+        let itself = [(1, directory.0, OsStr::new(".")), (2, node.parent, OsStr::new(".."))];
+        let first = children.start.saturating_add(offset.saturating_sub(2)).min(children.end);
+        let rest = (first..children.end).map(move |inode| {
+            let name = OsStr::from_bytes(tree.name(inode).unwrap_or_default());
+            (inode - children.start + 3, inode, name)
+        });
+        Ok(itself.into_iter().filter(move |(cookie, ..)| *cookie > offset).chain(rest))
+    }
+}
+
+/// Answers a read. The only function that hands content to the kernel takes nothing but proved bytes.
+fn reply_verified(reply: ReplyData, bytes: &Verified<Bytes>) {
+    #[expect(clippy::disallowed_methods, reason = "the one place where content leaves")]
+    reply.data(bytes);
+}
+
+fn time(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    time.unwrap_or(UNIX_EPOCH)
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // What the kernel does not offer is done without.
+        let _ = config.add_capabilities(InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO);
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        let _ = config.add_capabilities(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+        // It also bounds the size of a read: to one buffer.
+        let _ = config.set_max_write(BUFFER as u32);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.child(parent, name) {
+            Ok(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.fs.tree().node(inode.0) {
+            Some(node) => reply.attr(&FOREVER, &self.attr(inode.0, &node)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        match self.fs.tree().node(inode.0) {
+            Some(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let range = offset..offset.saturating_add(u64::from(size));
+        if let Some(bytes) = self.fs.ready(inode.0, range.clone()) {
+            return reply_verified(reply, &bytes);
+        }
+        let fs = Arc::clone(&self.fs);
+        self.runtime.spawn(async move {
+            match fs.read(inode.0, range).await {
+                Ok(bytes) => reply_verified(reply, &bytes),
+                Err(error) => {
+                    let path = fs.tree().path(inode.0).map(|path| path.to_string());
+                    tracing::error!(path, "read failed: {}", chain(&error));
+                    reply.error(errno::of(&error));
+                }
+            }
+        });
+    }
+
+    fn flush(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.tree().node(inode.0).map(|node| node.kind) {
+            Some(NodeKind::Dir { .. }) => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR)
+            }
+            Some(_) => reply.error(Errno::ENOTDIR),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        directory: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let entries = match self.entries(directory, offset) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        for (cookie, inode, name) in entries {
+            let kind = match self.fs.tree().node(inode).map(|node| node.kind) {
+                Some(NodeKind::Dir { .. }) => FileType::Directory,
+                _ => FileType::RegularFile,
+            };
+            if reply.add(INodeNo(inode), cookie, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        directory: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let entries = match self.entries(directory, offset) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        for (cookie, inode, name) in entries {
+            let Some(node) = self.fs.tree().node(inode) else { continue };
+            let attr = self.attr(inode, &node);
+            if reply.add(INodeNo(inode), cookie, name, &FOREVER, &attr, Generation(0)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        let tree = self.fs.tree();
+        let blocks = tree.total_size().div_ceil(u64::from(BLOCK));
+        reply.statfs(blocks, 0, 0, tree.len() as u64, 0, BLOCK, NAME_MAX as u32, BLOCK);
+    }
+
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.fs.attribute(inode.0, name.as_bytes()) {
+            Some(value) => reply_attribute(reply, value.as_bytes(), size),
+            None => reply.error(Errno::ENODATA),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let names: String = self.fs.attribute_names(inode.0).flat_map(|name| [name, "\0"]).collect();
+        reply_attribute(reply, names.as_bytes(), size);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // The kernel then knows that there are no holes, and asks no more.
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Answers with a value, or with its length where that was asked for (xattr(7)).
+fn reply_attribute(reply: ReplyXattr, value: &[u8], size: u32) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}

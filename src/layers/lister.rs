@@ -1,0 +1,56 @@
+//! Lists a plain tar layer ahead of its proof, by the headers inside it.
+//!
+//! Headers form a chain: each one's size says where the next is. So the lister hops from header to
+//! header by ranges while the files between them are large, and gives up where listing would cost more
+//! than fetching the layer: then the layer is proved first, which is never dearer. What it says is
+//! provisional. It is checked as far as it can be, and held against the proved layer later.
+
+use std::time::Instant;
+
+use crate::buffers::BUFFER;
+use crate::kit::contents::KitLayer;
+use crate::kit::listing::Certainty;
+use crate::kit::listing::Listing;
+use crate::kit::listing::ListingBuilder;
+use crate::kit::tar::TarReader;
+use crate::source::Source;
+
+/// A layer up to this size is fetched and proved rather than listed.
+const SMALL_LAYER: u64 = 1024 * 1024;
+
+/// What one look at a header fetches: the header, what may precede it, and the start of small files.
+const WINDOW: u64 = 16 * 1024;
+
+/// What a second of waiting is worth in bytes, for weighing hops against fetching: a link of 50 MB/s.
+const BYTES_A_SECOND: f64 = 50e6;
+
+/// Lists the layer; `None` where only proving it will tell.
+pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
+    let size = layer.descriptor.size;
+    if size <= SMALL_LAYER {
+        return None;
+    }
+    let mut reader = TarReader::new(Some(size));
+    let mut builder = ListingBuilder::new(layer.base.as_ref());
+    let mut spent = 0.0;
+    let mut window = WINDOW;
+    while reader.position() < size {
+        let start = reader.position();
+        let end = size.min(start + window);
+        let asked = Instant::now();
+        let piece = source.range(&layer.descriptor, start..end).await.ok()?;
+        reader.push(piece.ahead_of_proof(), &mut builder).ok()?;
+        spent += (end - start) as f64 + asked.elapsed().as_secs_f64() * BYTES_A_SECOND;
+        let ahead = reader.skippable();
+        reader.skip(ahead);
+        // Small files lie close together: then larger windows hold more of their headers.
+        window = if ahead < window { (window * 2).min(BUFFER as u64) } else { WINDOW };
+        if spent > SMALL_LAYER as f64 && spent > reader.position() as f64 / 2.0 {
+            return None;
+        }
+    }
+    reader.finish().ok()?;
+    let listing = builder.finish(Certainty::Provisional);
+    let agrees = layer.path.as_deref().is_none_or(|path| listing.agrees_with(path));
+    agrees.then_some(listing)
+}

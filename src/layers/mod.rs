@@ -1,0 +1,472 @@
+//! The layers of a kit: listed ahead of their proof where that is honest, proved whole once, and known
+//! file by file from then on.
+//!
+//! A layer's digest is one flat hash over all of its bytes: no part of it is proved before the whole is.
+//! So a layer that this store has no index for is fetched whole and split into a staging area; when the
+//! digest matched, files and index are committed, and everybody who waited goes on. Who asks for one
+//! layer at the same time waits for the same pass, in this process and across processes.
+
+mod download;
+mod lister;
+mod splitter;
+
+pub use splitter::SplitError;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, watch};
+
+use crate::buffers::Buffers;
+use crate::digest::Digest;
+use crate::kit::contents::Compression;
+use crate::kit::contents::Format;
+use crate::kit::contents::KitLayer;
+use crate::kit::index::Index;
+use crate::kit::listing::Entry;
+use crate::kit::listing::EntryKind;
+use crate::kit::listing::Listing;
+use crate::layers::splitter::Target;
+use crate::ledger::Ledger;
+use crate::ledger::Trouble;
+use crate::ledger::TroubleKind;
+use crate::source::Source;
+use crate::source::SourceError;
+use crate::store::Lock;
+use crate::store::Store;
+use crate::verify::DigestMismatch;
+use crate::verify::LayerCheck;
+use crate::verify::LayerProof;
+use crate::verify::Unverified;
+use crate::verify::Verified;
+
+/// A layer that could not be had is tried again when it is asked for, but not sooner than this: many
+/// readers that fail together are one attempt.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The same for a layer that did not match: the whole of it would be fetched again.
+const MISMATCH_PAUSE: Duration = Duration::from_secs(10);
+
+/// A source that delivers less than this many bytes in each second of the read timeout counts as one
+/// that does not answer.
+const SLOWEST_SOURCE: u64 = 16 * 1024;
+
+/// How often a process looks whether another one has finished proving a layer.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// Pieces that may wait for the hash and for the splitter.
+const QUEUE: usize = 8;
+
+/// What all layers of a mount or a command share.
+#[derive(Debug)]
+pub struct Workshop {
+    /// Where proved layers go.
+    pub store: Arc<Store>,
+    /// Memory for reading.
+    pub buffers: Buffers,
+    /// Counters and the last error.
+    pub ledger: Arc<Ledger>,
+    /// The longest that a read waits for a source that delivers nothing.
+    pub read_timeout: Duration,
+}
+
+/// How the files of an unproved layer are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metadata {
+    /// From the headers in the layer, ahead of its proof, where its size is known.
+    #[default]
+    Provisional,
+    /// Only after the layer is proved.
+    Verified,
+}
+
+/// One layer of a kit, and what is known of it.
+#[derive(Debug)]
+pub struct Layer {
+    /// What the kit says of it.
+    pub spec: KitLayer,
+    /// The digest of the kit that it belongs to.
+    pub kit: Digest,
+    /// Where its bytes come from.
+    pub source: Arc<Source>,
+    workshop: Arc<Workshop>,
+    /// The listing that a mount's tree was made of. Whatever is proved later has to agree with it.
+    listed: OnceLock<Listing>,
+    received: AtomicU64,
+    phase: watch::Sender<Phase>,
+    pin: OnceLock<Lock>,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Idle,
+    Running,
+    Proved(Arc<Verified<Index>>),
+    Failed(Arc<LayerError>, Instant),
+}
+
+impl Layer {
+    /// A layer of the kit `kit`. If this store has proved it before, it is known at once.
+    pub fn new(spec: KitLayer, kit: Digest, source: Arc<Source>, workshop: Arc<Workshop>) -> Arc<Self> {
+        let digest = spec.descriptor.digest;
+        let phase = match workshop.store.index(&digest) {
+            Some(index) => {
+                workshop.store.touch(&digest);
+                workshop.ledger.add_verified(spec.descriptor.size);
+                Phase::Proved(Arc::new(index))
+            }
+            None => Phase::Idle,
+        };
+        let (phase, _) = watch::channel(phase);
+        Arc::new(Self {
+            spec,
+            kit,
+            source,
+            workshop,
+            listed: OnceLock::new(),
+            received: AtomicU64::new(0),
+            phase,
+            pin: OnceLock::new(),
+        })
+    }
+
+    /// The digest of the layer.
+    pub fn digest(&self) -> &Digest {
+        &self.spec.descriptor.digest
+    }
+
+    /// Keeps the layer in the store for as long as this value lives.
+    pub fn pin(&self) {
+        if let Ok(lock) = self.workshop.store.pin(self.digest()) {
+            let _pinned_before = self.pin.set(lock);
+        }
+    }
+
+    /// The layer's index, if it is proved.
+    pub fn index(&self) -> Option<Arc<Verified<Index>>> {
+        match &*self.phase.borrow() {
+            Phase::Proved(index) => Some(Arc::clone(index)),
+            _ => None,
+        }
+    }
+
+    /// The listing that the layer is mounted with.
+    pub fn listing(&self) -> Option<&Listing> {
+        self.listed.get()
+    }
+
+    /// Bytes of the layer that came from its source in the pass that is under way or was the last.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Lists the layer's files: from its index, from the manifest, from the headers inside the layer
+    /// where `metadata` allows that, or after proving it.
+    pub async fn list(self: &Arc<Self>, metadata: Metadata) -> Result<&Listing, Arc<LayerError>> {
+        if let Some(listing) = self.listed.get() {
+            return Ok(listing);
+        }
+        let listing = match self.index() {
+            Some(index) => self.listing_of(&index)?,
+            None => match self.list_ahead(metadata).await {
+                Some(listing) => listing,
+                None => {
+                    let index = self.prove().await?;
+                    self.listing_of(&index)?
+                }
+            },
+        };
+        Ok(self.listed.get_or_init(|| listing))
+    }
+
+    /// Takes the listing that an earlier process of the same mount was made of.
+    pub fn adopt_listing(&self, listing: Listing) {
+        let _listed_before = self.listed.set(listing);
+    }
+
+    /// What can be said of the layer's files before it is proved; `None` if that is nothing.
+    async fn list_ahead(&self, metadata: Metadata) -> Option<Listing> {
+        match (self.spec.format, self.spec.compression, metadata) {
+            (Format::Raw, Compression::None, _) => {
+                let file = self.spec.raw.as_ref()?;
+                let size = self.spec.descriptor.size;
+                let agrees = file.size.is_none_or(|said| said == size);
+                let entry = Entry {
+                    path: file.path.clone(),
+                    mode: file.mode,
+                    mtime: file.mtime,
+                    kind: EntryKind::File { size },
+                };
+                if agrees { Listing::known(entry).ok() } else { None }
+            }
+            (Format::Tar, Compression::None, Metadata::Provisional) => lister::list(&self.source, &self.spec).await,
+            _ => None,
+        }
+    }
+
+    fn listing_of(&self, index: &Verified<Index>) -> Result<Listing, Arc<LayerError>> {
+        index.listing(self.spec.base.as_ref()).map_err(|error| Arc::new(self.malformed(SplitError::Listing(error))))
+    }
+
+    fn malformed(&self, error: SplitError) -> LayerError {
+        LayerError::Malformed { layer: *self.digest(), source: error }
+    }
+
+    /// Proves the layer, or waits for whoever is at it. Ends in the index, or in an error before the
+    /// source has been silent for the read timeout.
+    pub async fn prove(self: &Arc<Self>) -> Result<Arc<Verified<Index>>, Arc<LayerError>> {
+        let mut phase = self.phase.subscribe();
+        self.start(|phase| match phase {
+            Phase::Idle => true,
+            Phase::Failed(error, when) => when.elapsed() >= error.pause(),
+            Phase::Running | Phase::Proved(_) => false,
+        });
+        self.wait(&mut phase).await
+    }
+
+    /// Proves the layer again although it has an index: the store has lost some of its files.
+    pub async fn prove_again(self: &Arc<Self>) -> Result<Arc<Verified<Index>>, Arc<LayerError>> {
+        let mut phase = self.phase.subscribe();
+        self.start(|phase| !matches!(phase, Phase::Running));
+        self.wait(&mut phase).await
+    }
+
+    fn start(self: &Arc<Self>, due: impl FnOnce(&Phase) -> bool) {
+        let mut again = false;
+        let started = self.phase.send_if_modified(|phase| {
+            let due = due(phase);
+            if due {
+                again = matches!(phase, Phase::Proved(_));
+                *phase = Phase::Running;
+            }
+            due
+        });
+        if !started {
+            return;
+        }
+        let layer = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = if again { layer.fetch_and_keep().await } else { layer.prove_once().await };
+            let next = match result {
+                Ok(index) => {
+                    if !again {
+                        layer.workshop.ledger.add_verified(layer.spec.descriptor.size);
+                    }
+                    Phase::Proved(Arc::new(index))
+                }
+                Err(error) => {
+                    layer.workshop.ledger.report(error.trouble(&layer));
+                    Phase::Failed(Arc::new(error), Instant::now())
+                }
+            };
+            layer.phase.send_replace(next);
+        });
+    }
+
+    async fn wait(&self, phase: &mut watch::Receiver<Phase>) -> Result<Arc<Verified<Index>>, Arc<LayerError>> {
+        let window = self.workshop.read_timeout;
+        let floor = (SLOWEST_SOURCE as f64 * window.as_secs_f64()) as u64;
+        let mut before = self.received();
+        loop {
+            let settled = phase.wait_for(|phase| !matches!(phase, Phase::Running | Phase::Idle));
+            match tokio::time::timeout(window, settled).await {
+                Ok(Ok(phase)) => match &*phase {
+                    Phase::Proved(index) => return Ok(Arc::clone(index)),
+                    Phase::Failed(error, _) => return Err(Arc::clone(error)),
+                    Phase::Idle | Phase::Running => {}
+                },
+                Ok(Err(_)) => return Err(Arc::new(LayerError::Stopped { layer: *self.digest() })),
+                Err(_elapsed) => {
+                    let now = self.received();
+                    if now.saturating_sub(before) < floor {
+                        let source = self.source.name();
+                        return Err(Arc::new(LayerError::Silent { layer: *self.digest(), source, waited: window }));
+                    }
+                    before = now;
+                }
+            }
+        }
+    }
+
+    /// One attempt, alone on this host: whoever gets the lock second finds the index.
+    async fn prove_once(&self) -> Result<Verified<Index>, LayerError> {
+        let store = &self.workshop.store;
+        let _lock = loop {
+            match store.try_lock_layer(self.digest()) {
+                Ok(Some(lock)) => break Some(lock),
+                Ok(None) => tokio::time::sleep(LOCK_POLL).await,
+                // No locks on this file system: the same layer may be fetched twice, and that is all.
+                Err(_) => break None,
+            }
+        };
+        if let Some(index) = store.index(self.digest()) {
+            return self.agree(index);
+        }
+        self.fetch_and_keep().await
+    }
+
+    async fn fetch_and_keep(&self) -> Result<Verified<Index>, LayerError> {
+        let layer = *self.digest();
+        let staging = self.workshop.store.staging(&layer).map_err(|source| LayerError::Store { layer, source })?;
+        let (proof, index, target) = self.pass(Target::Store(staging)).await?;
+        let listing = index.listing(self.spec.base.as_ref());
+        let store = Arc::clone(&self.workshop.store);
+        let committed = tokio::task::spawn_blocking(move || {
+            let Target::Store(staging) = target else { return Ok(proof.covers(index)) };
+            let index = staging.commit(&proof, index)?;
+            let large_files = index.clone();
+            std::thread::spawn(move || store.make_durable(&large_files));
+            Ok(index)
+        });
+        // A layer whose files contradict each other is kept all the same: it is proved, and proving it
+        // again would not make it better.
+        listing.map_err(|error| self.malformed(error.into()))?;
+        let index = committed.await.map_err(|_| LayerError::Stopped { layer })?;
+        self.agree(index.map_err(|source| LayerError::Store { layer, source })?)
+    }
+
+    /// Fetches every byte of the layer and proves it, keeping nothing.
+    pub async fn check(&self) -> Result<Verified<Index>, LayerError> {
+        let (proof, index, _) = self.pass(Target::Nowhere).await?;
+        index.listing(self.spec.base.as_ref()).map_err(|error| self.malformed(error.into()))?;
+        self.agree(proof.covers(index))
+    }
+
+    /// One pass over the bytes of the layer: fetched in parallel, hashed and split side by side.
+    async fn pass(&self, target: Target) -> Result<(LayerProof, Index, Target), LayerError> {
+        let layer = *self.digest();
+        let stopped = |_| LayerError::Stopped { layer };
+        let (to_hash, mut hashed) = mpsc::channel::<Unverified>(QUEUE);
+        let (to_split, split) = mpsc::channel::<Unverified>(QUEUE);
+        let hashing = tokio::task::spawn_blocking(move || {
+            let mut check = LayerCheck::new(layer);
+            while let Some(piece) = hashed.blocking_recv() {
+                check.update(&piece);
+            }
+            check.finish()
+        });
+        let spec = self.spec.clone();
+        let splitting = tokio::task::spawn_blocking(move || splitter::split(&spec, split, target));
+        self.received.store(0, Ordering::Relaxed);
+        let mut pieces = std::pin::pin!(download::pieces(&self.source, &self.spec.descriptor));
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|source| LayerError::Source { layer, source })?;
+            let len = piece.len() as u64;
+            self.received.fetch_add(len, Ordering::Relaxed);
+            self.workshop.ledger.add_fetched(len);
+            // A splitter that gave up has found the layer malformed. Whether it was also tampered with
+            // is told by the hash, which therefore runs on to the end.
+            let _given_up = to_split.send(piece.clone()).await;
+            to_hash.send(piece).await.map_err(|_| LayerError::Stopped { layer })?;
+        }
+        drop((to_hash, to_split));
+        let checked = hashing.await.map_err(stopped)?;
+        let split = splitting.await.map_err(stopped)?;
+        let source = || self.source.name();
+        let proof = checked.map_err(|mismatch| LayerError::Mismatch { layer, from: source(), source: mismatch })?;
+        match split {
+            Ok((index, target)) => Ok((proof, index, target)),
+            Err(SplitError::Store(source)) => Err(LayerError::Store { layer, source }),
+            Err(error) => Err(self.malformed(error)),
+        }
+    }
+
+    /// Holds the proved layer against the listing that was given out before.
+    fn agree(&self, index: Verified<Index>) -> Result<Verified<Index>, LayerError> {
+        let Some(listed) = self.listed.get() else { return Ok(index) };
+        let proved = index.listing(self.spec.base.as_ref()).map_err(|error| self.malformed(error.into()))?;
+        if proved.same_entries(listed) { Ok(index) } else { Err(LayerError::OtherStory { layer: *self.digest() }) }
+    }
+}
+
+/// Why a layer could not be listed or proved.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The source did not give it.
+    #[error("cannot fetch layer {layer}")]
+    Source {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        source: SourceError,
+    },
+    /// The source delivers too little.
+    #[error("cannot fetch layer {layer}: {source} has delivered next to nothing for {waited:?}")]
+    Silent {
+        /// The layer.
+        layer: Digest,
+        /// The name of its source.
+        source: String,
+        /// For how long.
+        waited: Duration,
+    },
+    /// Its bytes are not what its digest says.
+    #[error("layer {layer} from {from}")]
+    Mismatch {
+        /// The layer.
+        layer: Digest,
+        /// The name of its source.
+        from: String,
+        /// Both digests.
+        source: DigestMismatch,
+    },
+    /// Its digest is right, and it is malformed.
+    #[error("layer {layer} cannot be mounted")]
+    Malformed {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        source: SplitError,
+    },
+    /// Proved, it tells another story than its headers told when they were read ahead.
+    #[error("layer {layer} does not hold the files that its source listed before it was verified: mount it again")]
+    OtherStory {
+        /// The layer.
+        layer: Digest,
+    },
+    /// The store cannot keep it.
+    #[error("cannot keep layer {layer}")]
+    Store {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// This process is ending.
+    #[error("layer {layer} was given up")]
+    Stopped {
+        /// The layer.
+        layer: Digest,
+    },
+}
+
+impl LayerError {
+    /// How long this answer stands for everybody who asks.
+    fn pause(&self) -> Duration {
+        match self {
+            Self::Mismatch { .. } | Self::Malformed { .. } | Self::OtherStory { .. } => MISMATCH_PAUSE,
+            Self::Source { .. } | Self::Silent { .. } | Self::Store { .. } | Self::Stopped { .. } => RETRY_PAUSE,
+        }
+    }
+
+    fn trouble(&self, layer: &Layer) -> Trouble {
+        let kind = match self {
+            Self::Mismatch { .. } => TroubleKind::Mismatch,
+            Self::Source { source: SourceError::Denied { .. }, .. } => TroubleKind::Denied,
+            Self::Source { source: SourceError::Unreachable { .. }, .. } | Self::Silent { .. } => TroubleKind::Unreachable,
+            Self::Store { .. } => TroubleKind::Store,
+            _ => TroubleKind::Other,
+        };
+        let mut trouble = Trouble::new(kind, self);
+        if let Self::Mismatch { source, .. } = self {
+            trouble.expected = Some(source.expected.to_string());
+            trouble.actual = Some(source.actual.to_string());
+        }
+        trouble.layer = Some(layer.digest().to_string());
+        trouble.source = Some(layer.source.name());
+        trouble
+    }
+}
