@@ -2,4 +2,5 @@
 //!
 //! No network and no disk here: functions from bytes to meaning, and to clear refusals.
 
+pub mod name;
 pub mod descriptor;
