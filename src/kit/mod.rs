@@ -2,4 +2,6 @@
 //!
 //! No network and no disk here: functions from bytes to meaning, and to clear refusals.
 
+pub mod tar;
+pub mod name;
 pub mod descriptor;
