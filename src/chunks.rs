@@ -18,7 +18,6 @@ use crate::layers::LayerError;
 use crate::layers::Workshop;
 use crate::ledger::Trouble;
 use crate::ledger::TroubleKind;
-use crate::store::file_tree;
 use crate::verify::Verified;
 use crate::verify::Witness;
 use crate::verify::WitnessError;
@@ -58,7 +57,7 @@ impl Chunks {
     pub fn ready(&self, file: FileAt<'_>, range: &Range<u64>) -> Option<Verified<Bytes>> {
         debug_assert!(range.end - range.start <= BUFFER as u64);
         let index = file.layer.index()?;
-        let tree = file_tree(&index, file.entry as usize)?;
+        let tree = index.part(|index| index.tree(file.entry))?;
         let bytes = self.read_object(&tree, range).ok()??;
         self.workshop.ledger.add_cache_hit();
         Some(bytes)
@@ -83,7 +82,7 @@ impl Chunks {
         index: &Verified<Index>,
         range: &Range<u64>,
     ) -> Result<Option<Verified<Bytes>>, ChunkError> {
-        let tree = file_tree(index, file.entry as usize)
+        let tree = index.part(|index| index.tree(file.entry))
             .filter(|tree| tree.size == file.size)
             .ok_or_else(|| ChunkError::Lost { layer: *file.layer.digest() })?;
         match self.read_object(&tree, range) {

@@ -11,11 +11,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::kit::contents;
 use crate::kit::contents::Contents;
 use crate::kit::contents::KitError;
-use crate::kit::contents::Part;
 use crate::kit::filter::Filter;
 use crate::kit::manifest::Manifest;
+use crate::kit::manifest::ManifestError;
 use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::layers::Workshop;
@@ -110,6 +111,7 @@ impl Kit {
             kit.warnings.push(format!("{reference} was not asked for: using {digest}, which it named last"));
         }
         kit.add_link(workshop, reference.to_string(), digest, Arc::new(source), filters).await?;
+        let Some(filters) = Filter::for_parent(filters) else { return Ok(kit) };
         while let Some(parent) = kit.links.last().and_then(|link| link.contents.parent.clone()) {
             if kit.links.len() > MAX_LINKS {
                 return Err(ResolveError::TooManyParents { reference: reference.to_string() });
@@ -118,7 +120,7 @@ impl Kit {
             if kit.links.iter().any(|link| link.digest == digest) {
                 return Err(ResolveError::Loop { parent: parent.to_string(), digest });
             }
-            kit.add_link(workshop, parent.to_string(), digest, Arc::new(source), filters).await?;
+            kit.add_link(workshop, parent.to_string(), digest, Arc::new(source), &filters).await?;
         }
         Ok(kit)
     }
@@ -131,7 +133,9 @@ impl Kit {
         options: &source::Options,
     ) -> Result<Self, ResolveError> {
         let mut kit = Self { links: Vec::new(), resolved: pinned.resolved, warnings: Vec::new() };
+        let of_parent = Filter::for_parent(filters).unwrap_or_default();
         for (named, at) in &pinned.links {
+            let filters = if kit.links.is_empty() { filters } else { &of_parent };
             let at: Reference = at.parse().map_err(|_| ResolveError::BadPin { at: at.clone() })?;
             let digest = at.version().digest.ok_or_else(|| ResolveError::BadPin { at: at.to_string() })?;
             let source = Source::open(&at, options).await?;
@@ -174,12 +178,14 @@ impl Kit {
         source: Arc<Source>,
         filters: &[Filter],
     ) -> Result<(), ResolveError> {
-        let part = if self.links.is_empty() { Part::Whole } else { Part::Parent };
         let manifest = small(workshop, &digest, async || source.manifest(&digest).await)
             .await
             .map_err(|error| error.of(&reference))?;
-        let malformed = |source| ResolveError::Malformed { reference: reference.clone(), digest, source };
-        let manifest = manifest.parse::<Manifest>().map_err(malformed)?;
+        let manifest = manifest.parse::<Manifest>().map_err(|source| ResolveError::NoKit {
+            reference: reference.clone(),
+            digest,
+            source,
+        })?;
         let config = &manifest.config;
         let config = small(workshop, &config.digest, async || source.blob(config).await)
             .await
@@ -192,7 +198,11 @@ impl Kit {
                 actual: config.len() as u64,
             });
         }
-        let contents = Contents::read(&manifest, &config, filters, part).map_err(malformed)?;
+        let contents = contents::read(&manifest, &config, filters).map_err(|source| ResolveError::Malformed {
+            reference: reference.clone(),
+            digest,
+            source,
+        })?;
         self.warnings.extend(contents.warnings.iter().cloned());
         self.links.push(Link { reference, digest, source, manifest, config, contents });
         Ok(())
@@ -330,7 +340,17 @@ pub enum ResolveError {
         /// What there is.
         actual: u64,
     },
-    /// Its digest is right, and it is no kit or a malformed one.
+    /// Its digest is right, and it is no kit.
+    #[error("{reference} ({digest}) cannot be mounted")]
+    NoKit {
+        /// What was named.
+        reference: String,
+        /// Its digest.
+        digest: Digest,
+        /// What it is.
+        source: ManifestError,
+    },
+    /// Its digest is right, and it is a malformed kit.
     #[error("{reference} ({digest}) cannot be mounted")]
     Malformed {
         /// The kit.

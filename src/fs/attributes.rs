@@ -5,7 +5,6 @@ use crate::kit::listing::Certainty;
 use crate::kit::tree::Inode;
 use crate::kit::tree::NodeKind;
 use crate::layers::Layer;
-use crate::store::file_tree;
 
 /// What is known of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -66,7 +65,7 @@ impl KitFs {
             (b"user.kitfs.state", NodeKind::Kitfile, _) => Some(FileState::Verified.name().into()),
             (b"user.kitfs.state", _, Some((layer, entry))) => Some(self.state_of(layer, entry).name().into()),
             (b"user.kitfs.verity", _, Some((layer, entry))) => {
-                Some(file_tree(&*layer.index()?, entry as usize)?.verity.to_string())
+                Some(layer.index()?.tree(entry)?.verity.to_string())
             }
             _ => None,
         }
@@ -81,10 +80,10 @@ impl KitFs {
     }
 
     fn state_of(&self, layer: &Layer, entry: u32) -> FileState {
-        match layer.index().and_then(|index| file_tree(&index, entry as usize)) {
-            Some(tree) if self.workshop().store.has_object(&tree.verity) => FileState::Verified,
+        match layer.index().and_then(|index| Some(index.tree(entry)?.verity)) {
+            Some(verity) if self.workshop().store.has_object(&verity) => FileState::Verified,
             Some(_) => FileState::Absent,
-            None => match layer.listing().map(|listing| listing.certainty) {
+            None => match layer.listing().map(|listing| listing.certainty()) {
                 Some(Certainty::Verified) => FileState::Absent,
                 Some(Certainty::Provisional) | None => FileState::Provisional,
             },

@@ -10,8 +10,10 @@ use std::time::Instant;
 use crate::buffers::BUFFER;
 use crate::kit::contents::KitLayer;
 use crate::kit::listing::Certainty;
+use crate::kit::listing::Lister;
 use crate::kit::listing::Listing;
-use crate::kit::listing::ListingBuilder;
+use crate::kit::name::KitPath;
+use crate::kit::tar::Event;
 use crate::kit::tar::TarReader;
 use crate::source::Source;
 
@@ -31,7 +33,7 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
         return None;
     }
     let mut reader = TarReader::new(Some(size));
-    let mut builder = ListingBuilder::new(layer.base.as_ref());
+    let mut lister = Lister::default();
     let mut spent = 0.0;
     let mut window = WINDOW;
     while reader.position() < size {
@@ -39,7 +41,12 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
         let end = size.min(start + window);
         let asked = Instant::now();
         let piece = source.range(&layer.descriptor, start..end).await.ok()?;
-        reader.push(piece.ahead_of_proof(), &mut builder).ok()?;
+        let mut bytes = &piece.ahead_of_proof()[..];
+        while let Some(event) = reader.next(&mut bytes).ok()? {
+            if let Event::Member(member) = event {
+                lister.add(member).ok()?;
+            }
+        }
         spent += (end - start) as f64 + asked.elapsed().as_secs_f64() * BYTES_A_SECOND;
         let ahead = reader.skippable();
         reader.skip(ahead);
@@ -50,7 +57,11 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
         }
     }
     reader.finish().ok()?;
-    let listing = builder.finish(Certainty::Provisional);
-    let agrees = layer.path.as_deref().is_none_or(|path| listing.agrees_with(path));
-    agrees.then_some(listing)
+    let listing = lister.finish(Certainty::Provisional).ok()?;
+    let listing = match &layer.base {
+        Some(base) => listing.under(base).ok()?,
+        None => listing,
+    };
+    let path = KitPath::parse(layer.path.as_bytes()).ok()?;
+    listing.agrees_with(&path).is_ok().then_some(listing)
 }

@@ -12,6 +12,7 @@ mod splitter;
 
 pub use splitter::SplitError;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -19,12 +20,14 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 
+use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
 use crate::kit::contents::Compression;
 use crate::kit::contents::Format;
 use crate::kit::contents::KitLayer;
 use crate::kit::index::Index;
+use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
 use crate::kit::listing::EntryKind;
 use crate::kit::listing::Listing;
@@ -34,8 +37,10 @@ use crate::ledger::Trouble;
 use crate::ledger::TroubleKind;
 use crate::source::Source;
 use crate::source::SourceError;
+use crate::store;
 use crate::store::Lock;
 use crate::store::Store;
+use crate::store::StoreError;
 use crate::verify::DigestMismatch;
 use crate::verify::LayerCheck;
 use crate::verify::LayerProof;
@@ -56,6 +61,9 @@ const SLOWEST_SOURCE: u64 = 16 * 1024;
 /// How often a process looks whether another one has finished proving a layer.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
+/// Buffers that are kept whatever the memory budget says: one layer on its way needs that many.
+const LEAST_BUFFERS: usize = 8;
+
 /// Pieces that may wait for the hash and for the splitter.
 const QUEUE: usize = 8;
 
@@ -70,6 +78,26 @@ pub struct Workshop {
     pub ledger: Arc<Ledger>,
     /// The longest that a read waits for a source that delivers nothing.
     pub read_timeout: Duration,
+}
+
+impl Workshop {
+    /// Opens the store in `cache_dir`, with the key in `state_dir`. Of `memory` bytes half are for
+    /// buffers; the rest is for names, indexes and what is under way elsewhere.
+    pub fn open(
+        cache_dir: &Path,
+        state_dir: &Path,
+        memory: u64,
+        read_timeout: Duration,
+    ) -> Result<Arc<Self>, StoreError> {
+        let key = store::local_key(&state_dir.join("key"))?;
+        let keep = usize::try_from(memory / 2 / BUFFER as u64).unwrap_or(usize::MAX).max(LEAST_BUFFERS);
+        Ok(Arc::new(Self {
+            store: Arc::new(Store::open(cache_dir, key)?),
+            buffers: Buffers::new(keep),
+            ledger: Arc::new(Ledger::default()),
+            read_timeout,
+        }))
+    }
 }
 
 /// How the files of an unproved layer are listed.
@@ -170,12 +198,12 @@ impl Layer {
             return Ok(listing);
         }
         let listing = match self.index() {
-            Some(index) => self.listing_of(&index)?,
+            Some(index) => self.shown(&index).map_err(Arc::new)?,
             None => match self.list_ahead(metadata).await {
                 Some(listing) => listing,
                 None => {
                     let index = self.prove().await?;
-                    self.listing_of(&index)?
+                    self.shown(&index).map_err(Arc::new)?
                 }
             },
         };
@@ -194,21 +222,23 @@ impl Layer {
                 let file = self.spec.raw.as_ref()?;
                 let size = self.spec.descriptor.size;
                 let agrees = file.size.is_none_or(|said| said == size);
-                let entry = Entry {
-                    path: file.path.clone(),
-                    mode: file.mode,
-                    mtime: file.mtime,
-                    kind: EntryKind::File { size },
-                };
-                if agrees { Listing::known(entry).ok() } else { None }
+                let (path, mode, mtime) = (file.path.clone(), file.mode, file.mtime.unwrap_or_default());
+                let entry = Entry { path, mode, mtime, kind: EntryKind::File { size } };
+                // The manifest says it, and the manifest is proved.
+                if agrees { Listing::new(vec![entry], Certainty::Verified).ok() } else { None }
             }
             (Format::Tar, Compression::None, Metadata::Provisional) => lister::list(&self.source, &self.spec).await,
             _ => None,
         }
     }
 
-    fn listing_of(&self, index: &Verified<Index>) -> Result<Listing, Arc<LayerError>> {
-        index.listing(self.spec.base.as_ref()).map_err(|error| Arc::new(self.malformed(SplitError::Listing(error))))
+    /// The entries of a proved or drafted index, as they lie in the kit.
+    fn shown(&self, index: &Index) -> Result<Listing, LayerError> {
+        let listing = index.listing().and_then(|listing| match &self.spec.base {
+            Some(base) => listing.under(base),
+            None => Ok(listing),
+        });
+        listing.map_err(|error| self.malformed(error.into()))
     }
 
     fn malformed(&self, error: SplitError) -> LayerError {
@@ -312,7 +342,7 @@ impl Layer {
         let layer = *self.digest();
         let staging = self.workshop.store.staging(&layer).map_err(|source| LayerError::Store { layer, source })?;
         let (proof, index, target) = self.pass(Target::Store(staging)).await?;
-        let listing = index.listing(self.spec.base.as_ref());
+        let shown = self.shown(&index);
         let store = Arc::clone(&self.workshop.store);
         let committed = tokio::task::spawn_blocking(move || {
             let Target::Store(staging) = target else { return Ok(proof.covers(index)) };
@@ -323,7 +353,7 @@ impl Layer {
         });
         // A layer whose files contradict each other is kept all the same: it is proved, and proving it
         // again would not make it better.
-        listing.map_err(|error| self.malformed(error.into()))?;
+        shown?;
         let index = committed.await.map_err(|_| LayerError::Stopped { layer })?;
         self.agree(index.map_err(|source| LayerError::Store { layer, source })?)
     }
@@ -331,7 +361,7 @@ impl Layer {
     /// Fetches every byte of the layer and proves it, keeping nothing.
     pub async fn check(&self) -> Result<Verified<Index>, LayerError> {
         let (proof, index, _) = self.pass(Target::Nowhere).await?;
-        index.listing(self.spec.base.as_ref()).map_err(|error| self.malformed(error.into()))?;
+        self.shown(&index)?;
         self.agree(proof.covers(index))
     }
 
@@ -377,8 +407,7 @@ impl Layer {
     /// Holds the proved layer against the listing that was given out before.
     fn agree(&self, index: Verified<Index>) -> Result<Verified<Index>, LayerError> {
         let Some(listed) = self.listed.get() else { return Ok(index) };
-        let proved = index.listing(self.spec.base.as_ref()).map_err(|error| self.malformed(error.into()))?;
-        if proved.same_entries(listed) { Ok(index) } else { Err(LayerError::OtherStory { layer: *self.digest() }) }
+        if self.shown(&index)?.shows_the_same(listed) { Ok(index) } else { Err(LayerError::OtherStory { layer: *self.digest() }) }
     }
 }
 

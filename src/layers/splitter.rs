@@ -14,14 +14,16 @@ use crate::digest::Hasher;
 use crate::kit::contents::Compression;
 use crate::kit::contents::Format;
 use crate::kit::contents::KitLayer;
-use crate::kit::contents::RawFile;
-use crate::kit::index::EntryKind;
 use crate::kit::index::Index;
 use crate::kit::index::IndexEntry;
+use crate::kit::index::IndexError;
+use crate::kit::index::IndexKind;
+use crate::kit::listing::ENTRY_LIMIT;
 use crate::kit::listing::ListingError;
+use crate::kit::listing::PATHS_LIMIT;
+use crate::kit::tar::Event;
 use crate::kit::tar::Member;
 use crate::kit::tar::MemberKind;
-use crate::kit::tar::Members;
 use crate::kit::tar::TarError;
 use crate::kit::tar::TarReader;
 use crate::store::Staged;
@@ -48,79 +50,107 @@ pub(super) fn split(
     pieces: mpsc::Receiver<Unverified>,
     target: Target,
 ) -> Result<(Index, Target), SplitError> {
-    let mut files = Files { target, entries: Vec::new(), open: None };
     let mut pieces = Pieces { receiver: pieces, current: Bytes::new() };
-    let mut shape = match (&layer.format, &layer.raw) {
-        (Format::Tar, _) => {
-            let size = (layer.compression == Compression::None).then_some(layer.descriptor.size);
-            Shape::Tar(TarReader::new(size))
-        }
-        (Format::Raw, Some(file)) => {
-            files.start_raw(file)?;
-            Shape::Raw { len: 0, expected: file.size }
-        }
-        (Format::Raw, None) => return Err(SplitError::NoPath),
-    };
-    let mut plain = layer.diff_id.filter(|_| layer.compression != Compression::None).map(|id| (id, id.hasher()));
-    let mut take = |bytes: &[u8]| -> Result<(), SplitError> {
-        if let Some((_, hasher)) = &mut plain {
-            Hasher::update(hasher, bytes);
-        }
-        match &mut shape {
-            Shape::Tar(reader) => reader.push(bytes, &mut files),
-            Shape::Raw { len, .. } => {
-                *len += bytes.len() as u64;
-                files.data(bytes)
-            }
-        }
-    };
+    let mut splitter = Splitter::new(layer, target)?;
     match layer.compression {
         Compression::None => {
             while let Some(piece) = pieces.receiver.blocking_recv() {
-                take(piece.ahead_of_proof())?;
+                splitter.take(piece.ahead_of_proof())?;
             }
         }
-        Compression::Gzip => drain(flate2::read::MultiGzDecoder::new(&mut pieces), &mut take)?,
+        Compression::Gzip => drain(flate2::read::MultiGzDecoder::new(&mut pieces), &mut splitter)?,
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::new(&mut pieces).map_err(SplitError::Decode)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(SplitError::Decode)?;
-            drain(decoder, &mut take)?;
+            drain(decoder, &mut splitter)?;
         }
     }
-    match shape {
-        Shape::Tar(reader) => reader.finish()?,
-        Shape::Raw { len, expected } => {
-            files.end()?;
-            if let Some(expected) = expected.filter(|&expected| expected != len) {
-                return Err(SplitError::RawSize { expected, actual: len });
-            }
-        }
-    }
-    if let Some((expected, hasher)) = plain {
-        let actual = hasher.finish();
-        if actual != expected {
-            return Err(SplitError::DiffId { expected, actual });
-        }
-    }
-    let index = Index { layer: layer.descriptor.digest, layer_size: layer.descriptor.size, entries: files.entries };
-    Ok((index, files.target))
+    splitter.finish(layer.descriptor.digest)
+}
+
+/// What is made of the uncompressed layer.
+struct Splitter {
+    shape: Shape,
+    files: Files,
+    /// Bytes of the uncompressed layer so far.
+    len: u64,
+    /// What the uncompressed layer should hash to, where that is not the digest of the layer itself.
+    diff_id: Option<(Digest, Hasher)>,
 }
 
 enum Shape {
     Tar(TarReader),
-    Raw { len: u64, expected: Option<u64> },
+    /// One file, and its size if the metadata says it.
+    Raw(Option<u64>),
+}
+
+impl Splitter {
+    fn new(layer: &KitLayer, target: Target) -> Result<Self, SplitError> {
+        let is_plain = layer.compression == Compression::None;
+        let mut files = Files { target, entries: Vec::new(), path_bytes: 0, open: None };
+        let shape = match (layer.format, &layer.raw) {
+            (Format::Tar, _) => Shape::Tar(TarReader::new(is_plain.then_some(layer.descriptor.size))),
+            (Format::Raw, Some(file)) => {
+                files.start(Member {
+                    path: file.path.clone(),
+                    kind: MemberKind::File,
+                    size: file.size.unwrap_or_default(),
+                    mode: file.mode,
+                    mtime: file.mtime.unwrap_or_default(),
+                    offset: 0,
+                })?;
+                Shape::Raw(file.size)
+            }
+            (Format::Raw, None) => return Err(SplitError::NoPath),
+        };
+        let diff_id = layer.diff_id.filter(|_| !is_plain).map(|expected| (expected, expected.hasher()));
+        Ok(Self { shape, files, len: 0, diff_id })
+    }
+
+    /// Takes the next bytes of the uncompressed layer.
+    fn take(&mut self, mut bytes: &[u8]) -> Result<(), SplitError> {
+        self.len += bytes.len() as u64;
+        if let Some((_, hasher)) = &mut self.diff_id {
+            hasher.update(bytes);
+        }
+        let Shape::Tar(reader) = &mut self.shape else { return self.files.data(bytes) };
+        while let Some(event) = reader.next(&mut bytes)? {
+            match event {
+                Event::Member(member) => self.files.start(member)?,
+                Event::Data(data) => self.files.data(data)?,
+                Event::End => self.files.end()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, layer: Digest) -> Result<(Index, Target), SplitError> {
+        match self.shape {
+            Shape::Tar(reader) => reader.finish()?,
+            Shape::Raw(expected) => {
+                self.files.end()?;
+                if let Some(expected) = expected.filter(|&expected| expected != self.len) {
+                    return Err(SplitError::RawSize { expected, actual: self.len });
+                }
+            }
+        }
+        if let Some((expected, hasher)) = self.diff_id {
+            let actual = hasher.finish();
+            if actual != expected {
+                return Err(SplitError::DiffId { expected, actual });
+            }
+        }
+        Ok((Index::new(layer, self.len, self.files.entries)?, self.files.target))
+    }
 }
 
 /// Reads a decoder to its end.
-fn drain(
-    mut decoder: impl Read,
-    take: &mut impl FnMut(&[u8]) -> Result<(), SplitError>,
-) -> Result<(), SplitError> {
+fn drain(mut decoder: impl Read, splitter: &mut Splitter) -> Result<(), SplitError> {
     let mut buffer = vec![0; BUFFER / 4];
     loop {
         match decoder.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(len) => take(&buffer[..len])?,
+            Ok(len) => splitter.take(&buffer[..len])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(SplitError::Decode(error)),
         }
@@ -151,45 +181,31 @@ impl Read for Pieces {
 struct Files {
     target: Target,
     entries: Vec<IndexEntry>,
+    path_bytes: usize,
     open: Option<OpenFile>,
 }
 
 struct OpenFile {
-    entry: Member,
+    member: Member,
     tree: TreeBuilder,
     staged: Option<Staged>,
 }
 
 impl Files {
-    fn start_raw(&mut self, file: &RawFile) -> Result<(), SplitError> {
-        self.member(Member {
-            path: file.path.clone(),
-            kind: MemberKind::File,
-            size: file.size.unwrap_or_default(),
-            mode: file.mode,
-            mtime: file.mtime,
-            offset: 0,
-        })
-    }
-}
-
-impl Members for Files {
-    type Error = SplitError;
-
-    fn member(&mut self, member: Member) -> Result<(), SplitError> {
+    fn start(&mut self, member: Member) -> Result<(), SplitError> {
+        // A few megabytes of gzip open to millions of headers.
+        self.path_bytes += member.path.as_bytes().len();
+        if self.entries.len() >= ENTRY_LIMIT || self.path_bytes > PATHS_LIMIT {
+            return Err(ListingError::TooLarge.into());
+        }
         match member.kind {
-            MemberKind::Dir => self.entries.push(IndexEntry {
-                path: member.path,
-                mode: member.mode,
-                mtime: member.mtime,
-                kind: EntryKind::Dir,
-            }),
+            MemberKind::Dir => self.push(member, IndexKind::Dir),
             MemberKind::File => {
                 let staged = match &mut self.target {
                     Target::Store(staging) => Some(staging.file().map_err(SplitError::Store)?),
                     Target::Nowhere => None,
                 };
-                self.open = Some(OpenFile { entry: member, tree: TreeBuilder::default(), staged });
+                self.open = Some(OpenFile { member, tree: TreeBuilder::default(), staged });
             }
         }
         Ok(())
@@ -206,14 +222,18 @@ impl Members for Files {
     }
 
     fn end(&mut self) -> Result<(), SplitError> {
-        if let Some(OpenFile { entry, tree, staged }) = self.open.take() {
+        if let Some(OpenFile { member, tree, staged }) = self.open.take() {
             if let Some(staged) = staged {
                 staged.finish().map_err(SplitError::Store)?;
             }
-            let kind = EntryKind::File { offset: entry.offset, tree: tree.finish() };
-            self.entries.push(IndexEntry { path: entry.path, mode: entry.mode, mtime: entry.mtime, kind });
+            let kind = IndexKind::File { offset: member.offset, tree: tree.finish() };
+            self.push(member, kind);
         }
         Ok(())
+    }
+
+    fn push(&mut self, member: Member, kind: IndexKind) {
+        self.entries.push(IndexEntry { path: member.path, mode: member.mode, mtime: member.mtime, kind });
     }
 }
 
@@ -248,6 +268,9 @@ pub enum SplitError {
     /// The files of the layer contradict each other.
     #[error(transparent)]
     Listing(#[from] ListingError),
+    /// The files of the layer cannot be indexed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// The staging area cannot be written.
     #[error("cannot write to the store")]
     Store(#[source] io::Error),

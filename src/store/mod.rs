@@ -99,7 +99,7 @@ impl Store {
         let path = self.index_path(layer);
         let sealed = Unverified::new(read_whole(&path).ok()?);
         let index = sealed.unseal(&self.key, &format!("index {layer}")).ok()?.parse::<Index>().ok()?;
-        (index.layer == *layer).then_some(index)
+        (index.layer() == layer).then_some(index)
     }
 
     /// Notes that a layer is in use now: what was used last is evicted last.

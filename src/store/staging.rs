@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::kit::index::EntryKind;
 use crate::kit::index::Index;
 use crate::store::Store;
 use crate::store::beside;
@@ -65,8 +64,7 @@ impl Staging {
         let adding = self.store.lock_adding()?;
         let mut large = Vec::new();
         let mut number = 0;
-        for entry in &index.entries {
-            let EntryKind::File { tree, .. } = &entry.kind else { continue };
+        for tree in index.trees() {
             let staged = self.folder.join(number.to_string());
             number += 1;
             let place = self.store.object_path(&tree.verity);
@@ -105,8 +103,8 @@ impl Store {
     /// Brings the large objects of a layer to the disk and notes that they are there, so that they
     /// need no second proof after the machine was started again. Slow: not for the way to a reader.
     pub fn make_durable(&self, index: &Verified<Index>) -> io::Result<()> {
-        for number in 0..index.entries.len() {
-            let Some(tree) = file_tree(index, number).filter(|tree| has_record(tree.size)) else { continue };
+        for entry in 0..index.entries().len() as u32 {
+            let Some(tree) = index.part(|index| index.tree(entry)).filter(|tree| has_record(tree.size)) else { continue };
             sync_object(&self.object_path(&tree.verity))?;
             if let Some(stamp) = self.object(&tree).and_then(|object| object.whole()) {
                 self.keep_record(&tree.verity, &stamp, Durability::OnDisk);
@@ -114,14 +112,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// The tree of entry `number`, if that is a file.
-pub fn file_tree(index: &Verified<Index>, number: usize) -> Option<Verified<FileTree>> {
-    index.part(|index| match &index.entries.get(number)?.kind {
-        EntryKind::File { tree, .. } => Some(tree),
-        EntryKind::Dir => None,
-    })
 }
 
 impl Drop for Staging {

@@ -11,10 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::buffers::Buffers;
 use crate::digest::Digest;
-use crate::kit::index::EntryKind;
 use crate::store::Store;
 use crate::store::open_file;
-use crate::store::staging::file_tree;
 use crate::verify::Verified;
 use crate::verify::WitnessError;
 use crate::verity::FileTree;
@@ -89,14 +87,10 @@ impl Store {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(digest) = name.replacen('-', ":", 1).parse::<Digest>() else { continue };
             let Some(index) = self.index(&digest) else { continue };
-            let sizes = index.entries.iter().filter_map(|entry| match &entry.kind {
-                EntryKind::File { tree, .. } => Some(tree.size),
-                EntryKind::Dir => None,
-            });
             layers.push(KeptLayer {
                 digest,
-                files: sizes.clone().count() as u64,
-                bytes: sizes.sum(),
+                files: index.trees().count() as u64,
+                bytes: index.trees().map(|tree| tree.size).sum(),
                 used: entry.metadata()?.modified()?,
                 pinned: self.try_lock_unpinned(&name)?.is_none(),
             });
@@ -120,8 +114,8 @@ impl Store {
                 fs::remove_file(&path)?;
                 continue;
             };
-            for number in 0..index.entries.len() {
-                let Some(tree) = file_tree(&index, number) else { continue };
+            for entry in 0..index.entries().len() as u32 {
+                let Some(tree) = index.part(|index| index.tree(entry)) else { continue };
                 if seen.insert(tree.verity) {
                     self.verify_object(&tree, buffers, &mut result);
                 }
@@ -191,10 +185,7 @@ impl Store {
         let mut named: HashSet<VerityDigest> = HashSet::new();
         for layer in self.layers()? {
             let Some(index) = self.index(&layer.digest) else { continue };
-            named.extend(index.entries.iter().filter_map(|entry| match &entry.kind {
-                EntryKind::File { tree, .. } => Some(tree.verity),
-                EntryKind::Dir => None,
-            }));
+            named.extend(index.trees().map(|tree| tree.verity));
         }
         for folder in ["objects", "records"] {
             walk(&self.root.join(folder), &mut |path, _| {
