@@ -2,6 +2,8 @@
 //!
 //! No network and no disk here: functions from bytes to meaning, and to clear refusals.
 
+pub mod index;
+pub mod listing;
 pub mod tar;
 pub mod name;
 pub mod descriptor;
