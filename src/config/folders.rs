@@ -38,11 +38,16 @@ pub enum User {
     Other,
 }
 
+impl From<rustix::process::Uid> for User {
+    fn from(user: rustix::process::Uid) -> Self {
+        if user.is_root() { Self::Root } else { Self::Other }
+    }
+}
+
 impl Environment {
     /// That of this process.
     pub fn current() -> Self {
-        let user = if rustix::process::geteuid().is_root() { User::Root } else { User::Other };
-        Self::new(std::env::vars_os(), user)
+        Self::new(std::env::vars_os(), rustix::process::geteuid().into())
     }
 
     /// One with these variables.

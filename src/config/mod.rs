@@ -17,6 +17,7 @@ use std::time::Duration;
 
 pub use folders::Environment;
 pub use folders::Folders;
+pub use folders::User;
 pub use settings::Kind;
 pub use settings::Origin;
 pub use settings::SETTINGS;
