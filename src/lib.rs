@@ -3,6 +3,8 @@
 //! The modules in reading order. Each one uses only modules that stand below it; a test holds that.
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod cli;
+pub mod config;
 pub mod source;
 pub mod kit;
 pub mod verify;

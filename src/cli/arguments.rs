@@ -1,0 +1,315 @@
+//! The command line as plain data: which commands there are, what they take, and what `--help` says.
+//!
+//! Nothing is looked at here but the arguments themselves; `config` says what settings mean, the
+//! commands say what references and paths mean. The options of every command come from the one table of
+//! settings, so that an option without its variable and its key cannot exist.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::ArgAction;
+use clap::ArgMatches;
+use clap::CommandFactory;
+use clap::FromArgMatches;
+use clap::Parser;
+use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
+use clap::builder::ValueParser;
+use clap::parser::ValueSource;
+
+use crate::config::Kind;
+use crate::config::SETTINGS;
+use crate::config::Scope;
+use crate::config::Setting;
+use crate::config::Settings;
+
+/// Mounts ModelKits: read-only, and verified before a byte is read.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kitfs",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    args_override_self = true,
+    after_help = "\
+A reference (REF) is one of
+  registry/repo[:tag][@digest]       a kit in a registry
+  oci:DIR_OR_TAR[:tag|@digest]       a kit in an OCI image layout
+  kit:NAME[:tag][@digest]            a kit in KitOps' own local store
+
+Each option --a-b can also be set by the variable KITFS_A_B, and by the key a-b of a TOML file:
+--config FILE, else /etc/kitfs/config.toml, then $XDG_CONFIG_HOME/kitfs/config.toml.
+
+Exit codes: 0 done; 1 another failure; 2 wrong usage, reference or configuration; 3 not found;
+4 access denied by the source; 5 content does not match its digest; 6 refused by policy;
+7 the source cannot be reached in time."
+)]
+struct Arguments {
+    /// Settings from this TOML file in place of the default ones [variable: KITFS_CONFIG]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "General")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub enum Task {
+    /// Mount a kit on an empty directory
+    ///
+    /// Returns when the tree can be listed, and serves it in the background. Nothing of the kit is read
+    /// before its digest was checked. The same kit already mounted there is no error.
+    Mount {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// An empty directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Unmount, in bounded time, whether the source answers or not
+    Umount {
+        /// Where the kit is mounted
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Show mounts: reference, digest, bytes verified, last error
+    Status {
+        /// Only the mount on this directory
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+    /// List the files of a kit, without a mount
+    Ls {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// A file or directory in the kit [default: all of it]
+        #[arg(value_name = "PATH")]
+        path: Option<OsString>,
+        /// With mode, size, state and layer
+        #[arg(short = 'l')]
+        long: bool,
+        /// With everything in subdirectories
+        #[arg(short = 'R')]
+        recursive: bool,
+    },
+    /// Write a file of a kit to standard output: verified bytes only, without a mount
+    Cat {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// The file in the kit
+        #[arg(value_name = "PATH")]
+        path: OsString,
+    },
+    /// Write all files of a kit into a directory, verified
+    ///
+    /// What `kit unpack` does; nothing is left in the directory if anything did not match.
+    Export {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// A directory that is empty or not there
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Show the manifest, the Kitfile and the layers of a kit
+    Inspect {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+    /// Fetch and check everything of a kit, and say what held and what did not
+    Verify {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+    /// Verify everything of a kit into the cache, so that a later mount needs no network
+    Pull {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+    /// Look after the store
+    #[command(subcommand, arg_required_else_help = true)]
+    Cache(CacheTask),
+    /// Say what this host can do, and what to change
+    Doctor,
+}
+
+/// What is to be done with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum CacheTask {
+    /// Show how much it holds
+    Info,
+    /// List the layers in it
+    List,
+    /// Check everything in it against its digest; what is bad is removed
+    Verify,
+    /// Remove what no mount uses
+    Prune,
+}
+
+/// A command line that is well formed.
+#[derive(Debug)]
+pub struct Invocation {
+    /// What is to be done.
+    pub task: Task,
+    /// The options that were given.
+    pub settings: Settings,
+    /// The file that `--config` names.
+    pub config: Option<PathBuf>,
+}
+
+impl Invocation {
+    /// Reads a command line, program name first. The error is help or a complaint, as clap has it.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let matches = command().try_get_matches_from(arguments)?;
+        let Arguments { config, task } = Arguments::from_arg_matches(&matches)?;
+        let mut innermost = &matches;
+        while let Some((_, matches)) = innermost.subcommand() {
+            innermost = matches;
+        }
+        Ok(Self { task, settings: given(innermost), config })
+    }
+}
+
+/// The options that were given on the command line.
+fn given(matches: &ArgMatches) -> Settings {
+    let mut settings = Settings::default();
+    for setting in SETTINGS {
+        // A setting that the command does not have is no argument of it, and asking for it is an error.
+        let values = matches.try_get_raw(setting.name).ok().flatten();
+        if let Some(values) = values
+            && matches.value_source(setting.name) == Some(ValueSource::CommandLine)
+        {
+            settings.give_flag(setting, values.map(Into::into).collect());
+        }
+    }
+    settings
+}
+
+fn command() -> clap::Command {
+    let globals = SETTINGS.iter().filter(|setting| setting.name != OUTPUT);
+    let command = globals.fold(Arguments::command(), |command, setting| match setting.scope {
+        Scope::Every(heading) => command.arg(argument(setting).global(true).help_heading(heading)),
+        Scope::Only(commands) => commands.iter().fold(command, |command, name| {
+            command.mut_subcommand(name, |subcommand| subcommand.arg(argument(setting)))
+        }),
+    });
+    command.mut_subcommands(with_output)
+}
+
+const OUTPUT: &str = "output";
+
+/// Adds `--output`, which has its short form wherever `-o` is free.
+fn with_output(command: clap::Command) -> clap::Command {
+    if command.has_subcommands() {
+        return command.mut_subcommands(with_output);
+    }
+    let settings = SETTINGS.iter().filter(|setting| setting.name == OUTPUT);
+    let short = (command.get_name() != "mount").then_some('o');
+    settings.fold(command, |command, setting| command.arg(argument(setting).short(short).help_heading("General")))
+}
+
+fn argument(setting: &Setting) -> clap::Arg {
+    let argument = clap::Arg::new(setting.name).long(setting.name).help(setting.help);
+    let argument = match setting.kind {
+        Kind::Switch => argument
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .hide_possible_values(true)
+            .value_name("BOOL")
+            .value_parser(ValueParser::string()),
+        Kind::One(name) => argument.action(ArgAction::Set).value_name(name).value_parser(ValueParser::os_string()),
+        Kind::Many(name) => argument.action(ArgAction::Append).value_name(name).value_parser(ValueParser::os_string()),
+        Kind::Choice(words) => argument
+            .action(ArgAction::Set)
+            .value_name("WORD")
+            .value_parser(PossibleValuesParser::new(words.iter().copied())),
+    };
+    match setting.name {
+        "options" => argument.short('o'),
+        _ => argument,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::Environment;
+    use crate::config::Output;
+
+    fn parse(line: &str) -> Result<Invocation, clap::Error> {
+        Invocation::parse(std::iter::once("kitfs").chain(line.split_whitespace()).map(OsString::from))
+    }
+
+    fn config(line: &str) -> Config {
+        let home = (OsString::from("HOME"), OsString::from("/home/jo"));
+        let environment = Environment::new([home], rustix::process::geteuid().into());
+        Config::load(parse(line).unwrap().settings, Some("/dev/null".as_ref()), &environment).unwrap()
+    }
+
+    #[test]
+    fn the_definitions_are_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_before_or_behind_the_command() {
+        let task = Task::Mount { reference: "kit:a".into(), directory: "/mnt".into() };
+        for line in
+            ["--memory 64MiB mount kit:a /mnt", "mount --memory=64MiB kit:a /mnt", "mount kit:a /mnt --memory 64MiB"]
+        {
+            assert_eq!(parse(line).unwrap().task, task);
+            assert_eq!(config(line).memory, 64 << 20);
+        }
+    }
+
+    #[test]
+    fn the_short_o_is_mount_options_for_mount_and_output_elsewhere() {
+        let mounted = config("mount -o noexec,noallow_other -o noexec kit:a /mnt --output json --foreground");
+        assert!(mounted.mount.noexec && mounted.mount.foreground);
+        assert_eq!((mounted.mount.allow_other, mounted.output), (Some(false), Output::Json));
+        for line in ["ls -o json -lR kit:a dir", "cache info -o json", "doctor -o json", "status -o json"] {
+            assert_eq!(config(line).output, Output::Json, "{line}");
+        }
+    }
+
+    #[test]
+    fn repeated_options_add_up_or_the_last_one_counts() {
+        let config = config("ls kit:a --filter model --filter code:x,y --memory 64MiB --plain-http --plain-http=false");
+        assert_eq!(config.filters, ["model", "code:x,y"]);
+        assert!(!config.source.plain_http);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_wrong_usage() {
+        for line in [
+            "mount kit:a",
+            "mount kit:a /mnt extra",
+            "mount kit:a /mnt --policy p.toml",
+            "mount kit:a /mnt --prefetch all",
+            "verify kit:a --key k.pub",
+            "verify kit:a --filter model",
+            "umount /mnt -o noexec",
+            "umount",
+            "ls kit:a --output yaml",
+            "index kit:a",
+            "serve",
+            "cache forget",
+            "cat kit:a",
+            "ls kit:a --mem 64MiB",
+            "frobnicate",
+            "",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        assert_eq!(parse("mount --help").unwrap_err().exit_code(), 0);
+    }
+}

@@ -1,0 +1,381 @@
+//! The JSON documents of `--output json`: the contract with scripts and pipelines.
+//!
+//! Members are never left out: what is not known is null or empty. Members may be added, none may
+//! change its meaning.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::digest::Digest;
+
+/// What `verify` and `pull` print.
+#[derive(Debug, Serialize)]
+pub struct Verification {
+    /// The reference as it was given.
+    pub reference: String,
+    /// The digest of the manifest.
+    pub digest: Option<Digest>,
+    /// What said so.
+    pub resolved: Option<Resolved>,
+    /// Whether everything held.
+    pub ok: bool,
+    /// What did not.
+    pub error: Option<String>,
+    /// Whether the kit could be mounted.
+    pub mountable: bool,
+    /// The layers, in the order of the manifests, those of parents last.
+    pub layers: Vec<Layer>,
+    /// The kits that this one builds on, nearest first.
+    pub parents: Vec<Parent>,
+    /// Signatures; this version looks for none.
+    pub signatures: [(); 0],
+    /// Attestations; this version looks for none.
+    pub attestations: [(); 0],
+    /// What the policy says.
+    pub policy: Policy,
+}
+
+impl Verification {
+    /// The document about a kit of which nothing is known yet.
+    pub fn of(reference: impl Into<String>) -> Self {
+        Self {
+            reference: reference.into(),
+            digest: None,
+            resolved: None,
+            ok: false,
+            error: None,
+            mountable: false,
+            layers: Vec::new(),
+            parents: Vec::new(),
+            signatures: [],
+            attestations: [],
+            policy: Policy { decision: Decision::None, reasons: [] },
+        }
+    }
+}
+
+/// What said which digest a reference has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resolved {
+    /// The kit's source, just now.
+    Registry,
+    /// This cache, which remembers what the source last said.
+    Cache,
+    /// The reference itself.
+    Digest,
+}
+
+/// One layer of a kit or of its parents.
+#[derive(Debug, Serialize)]
+pub struct Layer {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its bytes, as the manifest has them.
+    pub size: u64,
+    /// The manifest that names it.
+    pub kit: Digest,
+    /// What became of it.
+    pub status: LayerStatus,
+    /// What did not hold.
+    pub error: Option<String>,
+}
+
+/// What became of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerStatus {
+    /// All bytes were seen and the digest is right.
+    Verified,
+    /// The bytes have another digest.
+    Mismatch,
+    /// The source does not have it.
+    Missing,
+    /// The source did not give it, or it could not be read to its end.
+    Unreadable,
+    /// It was not looked at.
+    Unchecked,
+}
+
+/// A kit that another one builds on.
+#[derive(Debug, Serialize)]
+pub struct Parent {
+    /// The reference, as its child has it.
+    pub reference: String,
+    /// The digest it was resolved to.
+    pub digest: Digest,
+}
+
+/// What the policy says. This version has none.
+#[derive(Debug, Serialize)]
+pub struct Policy {
+    /// Its word.
+    pub decision: Decision,
+    /// Why.
+    pub reasons: [(); 0],
+}
+
+/// The word of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// There is no policy.
+    None,
+}
+
+/// What `ls` prints.
+#[derive(Debug, Serialize)]
+pub struct Listing {
+    /// The entries, in the order of the tree.
+    pub entries: Vec<Entry>,
+}
+
+/// One file, directory or link.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    /// Its path in the kit.
+    #[serde(flatten)]
+    pub path: PathText,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: EntryKind,
+    /// Bytes in it.
+    pub size: u64,
+    /// Permission bits in octal: `0644`.
+    pub mode: String,
+    /// The layer that has it; for the Kitfile the config; none for directories that no layer names.
+    pub layer: Option<Digest>,
+    /// What is known of its content; none for what has no content.
+    pub state: Option<FileState>,
+}
+
+/// A path that JSON can hold, or its bytes in base64.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub enum PathText {
+    /// UTF-8.
+    #[serde(rename = "path")]
+    Text(String),
+    /// Anything else.
+    #[serde(rename = "path_b64")]
+    Bytes(String),
+}
+
+impl PathText {
+    /// The form that these bytes need.
+    pub fn new(path: &[u8]) -> Self {
+        match str::from_utf8(path) {
+            Ok(text) => Self::Text(text.into()),
+            Err(_) => Self::Bytes(STANDARD.encode(path)),
+        }
+    }
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// What is known of a file's content on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileState {
+    /// Nothing of it is here.
+    Absent,
+    /// Some of it is here.
+    Partial,
+    /// Its name and size are read ahead of the proof of its layer.
+    Provisional,
+    /// All of it is here and proved.
+    Verified,
+}
+
+/// What `inspect` prints.
+#[derive(Debug, Serialize)]
+pub struct Inspection {
+    /// The reference as it was given.
+    pub reference: String,
+    /// The digest of the manifest.
+    pub digest: Digest,
+    /// The manifest as it is.
+    pub manifest: Box<RawValue>,
+    /// The Kitfile, as JSON.
+    pub kitfile: Option<Box<RawValue>>,
+    /// The layers of the kit and of its parents.
+    pub layers: Vec<InspectedLayer>,
+    /// Where an index of the kit is; this version uses none.
+    pub index: Option<()>,
+    /// Signatures; this version looks for none.
+    pub signatures: [(); 0],
+    /// Attestations; this version looks for none.
+    pub attestations: [(); 0],
+}
+
+/// One layer of a kit or of its parents, as its manifest has it.
+#[derive(Debug, Serialize)]
+pub struct InspectedLayer {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its bytes.
+    pub size: u64,
+    /// The manifest that names it.
+    pub kit: Digest,
+}
+
+/// What `cache info` prints.
+#[derive(Debug, Serialize)]
+pub struct CacheInfo {
+    /// Bytes that the store takes.
+    pub bytes: u64,
+    /// File contents in it.
+    pub objects: u64,
+    /// Bytes that it may take.
+    pub limit: u64,
+    /// Bytes that mounts use now and eviction leaves alone.
+    pub pinned: u64,
+    /// Whether its file system can seal files with fs-verity.
+    pub fs_verity: bool,
+}
+
+/// What `cache list` prints.
+#[derive(Debug, Serialize)]
+pub struct CacheList {
+    /// The layers in the store, the one used last first.
+    pub layers: Vec<CachedLayer>,
+}
+
+/// A layer in the store.
+#[derive(Debug, Serialize)]
+pub struct CachedLayer {
+    /// Its digest.
+    pub digest: Digest,
+    /// Bytes of the files in it.
+    pub bytes: u64,
+    /// Files in it.
+    pub files: u64,
+    /// When it was used last: RFC 3339.
+    pub used_at: String,
+    /// Whether a mount uses it now.
+    pub pinned: bool,
+}
+
+/// What `cache verify` prints.
+#[derive(Debug, Serialize)]
+pub struct CacheVerification {
+    /// Whether everything held.
+    pub ok: bool,
+    /// How many things were checked.
+    pub checked: u64,
+    /// What did not hold; it is removed.
+    pub bad: Vec<BadObject>,
+}
+
+/// Something in the store that was not what its name says.
+#[derive(Debug, Serialize)]
+pub struct BadObject {
+    /// The digest that names it.
+    pub digest: String,
+    /// What is wrong.
+    pub error: String,
+}
+
+/// What `cache prune` prints.
+#[derive(Debug, Serialize)]
+pub struct CachePruning {
+    /// Bytes that were freed.
+    pub freed: u64,
+    /// Bytes that the store still takes.
+    pub bytes: u64,
+}
+
+/// What `doctor` prints.
+#[derive(Debug, Serialize)]
+pub struct Diagnosis {
+    /// Whether a kit can be mounted.
+    pub ok: bool,
+    /// What was looked at.
+    pub checks: Vec<Check>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What it is called.
+    pub name: &'static str,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to change; none where nothing needs to or can be.
+    pub fix: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest() -> Digest {
+        Digest::of(b"")
+    }
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn a_verification_has_every_member_of_the_contract() {
+        let mut document = Verification::of("kit:a");
+        document.error = Some("x".into());
+        let layer = Layer {
+            digest: digest(),
+            media_type: "m".into(),
+            size: 3,
+            kit: digest(),
+            status: LayerStatus::Unchecked,
+            error: None,
+        };
+        document.layers.push(layer);
+        document.parents.push(Parent { reference: "p".into(), digest: digest() });
+        assert_eq!(
+            serde_json::to_value(&document).unwrap(),
+            serde_json::json!({
+                "reference": "kit:a", "digest": null, "resolved": null, "ok": false, "error": "x",
+                "mountable": false,
+                "layers": [{"digest": EMPTY, "media_type": "m", "size": 3, "kit": EMPTY,
+                            "status": "unchecked", "error": null}],
+                "parents": [{"reference": "p", "digest": EMPTY}],
+                "signatures": [], "attestations": [],
+                "policy": {"decision": "none", "reasons": []},
+            })
+        );
+    }
+
+    #[test]
+    fn an_entry_has_path_or_path_b64() {
+        for (path, member) in [(&b"a/b"[..], ("path", "a/b")), (b"\xff", ("path_b64", "/w=="))] {
+            let entry = Entry {
+                path: PathText::new(path),
+                kind: EntryKind::File,
+                size: 1,
+                mode: "0644".into(),
+                layer: Some(digest()),
+                state: Some(FileState::Absent),
+            };
+            let value = serde_json::to_value(&entry).unwrap();
+            assert_eq!(value[member.0], member.1);
+            assert_eq!(value["type"], "file");
+            assert_eq!(value["state"], "absent");
+            assert_eq!(value.as_object().unwrap().len(), 6);
+        }
+    }
+}

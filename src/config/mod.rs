@@ -1,0 +1,382 @@
+//! What was asked for, from flags, environment and files, as one validated [`Config`].
+//!
+//! Flags count before the environment, the environment before files, a later file before an earlier
+//! one. Every value is checked here, once; the modules below take the options that they declare and
+//! never see the rest.
+
+mod folders;
+mod settings;
+mod values;
+
+use std::ffi::OsStr;
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use folders::Environment;
+pub use folders::Folders;
+pub use folders::User;
+pub use settings::Kind;
+pub use settings::Origin;
+pub use settings::SETTINGS;
+pub use settings::Scope;
+pub use settings::Setting;
+pub use settings::Settings;
+
+use crate::source;
+
+/// Less memory than this cannot carry the parallel fetches of one layer.
+const LEAST_MEMORY: u64 = 8 << 20;
+
+/// Everything that can be set, valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where kitfs keeps what it keeps.
+    pub folders: Folders,
+    /// Bytes that the store may take; `None` is 80 % of its file system.
+    pub cache_size: Option<u64>,
+    /// Bytes of memory for data on its way.
+    pub memory: u64,
+    /// How sources are reached.
+    pub source: source::Options,
+    /// Whether tags are asked for.
+    pub freshness: Freshness,
+    /// Which parts of the kit, as typed; none is all.
+    pub filters: Vec<String>,
+    /// Whether layers are listed ahead of their proof.
+    pub metadata: Metadata,
+    /// How it is mounted.
+    pub mount: MountOptions,
+    /// What happens to a mount that is busy when it is unmounted.
+    pub busy: Busy,
+    /// Where messages go.
+    pub log: Log,
+    /// What standard output gets.
+    pub output: Output,
+}
+
+/// Whether a tag is asked of its registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// It is; where the registry cannot be reached the digest last seen counts.
+    Prefer,
+    /// It is, or the command fails.
+    Require,
+    /// It is not: the digest last seen counts.
+    Offline,
+}
+
+/// Whether layers that no index describes are listed from their headers before they are proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metadata {
+    /// They are, and marked so.
+    Provisional,
+    /// Listing waits for the proof.
+    Verified,
+}
+
+/// How a kit is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MountOptions {
+    /// No file of it can be executed.
+    pub noexec: bool,
+    /// Other users may read it; `None` is the default of who mounts: root's mounts are open.
+    pub allow_other: Option<bool>,
+    /// The command stays and unmounts when it is ended.
+    pub foreground: bool,
+}
+
+/// What `umount` does with a mount that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Busy {
+    /// Refuses, and says who uses it.
+    Refuse,
+    /// Detaches it; its users keep what they have open.
+    Detach,
+}
+
+/// Where messages go, and which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Where they go, if that was said.
+    pub target: Option<LogTarget>,
+    /// Which messages, if that was said.
+    pub level: Option<tracing::Level>,
+}
+
+/// A place for messages of a process in the background.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// A file, which is rotated.
+    File(PathBuf),
+    /// The system's log daemon.
+    Syslog,
+    /// systemd's journal.
+    Journal,
+}
+
+/// What standard output gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Text for people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+impl Config {
+    /// The configuration that flags, environment and files make together. `file` is what `--config` or
+    /// `KITFS_CONFIG` named; without it the default files are read, those that are there.
+    pub fn load(flags: Settings, file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        let variables = Settings::of_environment(|name| environment.variable(name));
+        let named = file.map(Path::to_owned).or_else(|| environment.variable("KITFS_CONFIG").map(PathBuf::from));
+        let mut files = Settings::default();
+        match named {
+            Some(path) => files = read_file(&path)?.ok_or(ConfigError::NoFile { path })?,
+            None => {
+                for path in environment.config_files() {
+                    files = read_file(&path)?.unwrap_or_default().over(files);
+                }
+            }
+        }
+        Self::of(&flags.over(variables).over(files), environment)
+    }
+
+    fn of(settings: &Settings, environment: &Environment) -> Result<Self, ConfigError> {
+        let timeout = text(settings, "read-timeout", values::parse_duration)?.unwrap_or(Duration::from_secs(60));
+        let least = |text: &str| match values::parse_size(text)? {
+            bytes if bytes < LEAST_MEMORY => Err(format!("{text:?} is too little: at least 8MiB")),
+            bytes => Ok(bytes),
+        };
+        Ok(Self {
+            folders: Folders::new(
+                path(settings, "cache-dir")?,
+                path(settings, "state-dir")?,
+                path(settings, "runtime-dir")?,
+                environment,
+            )?,
+            cache_size: text(settings, "cache-size", values::parse_size)?,
+            memory: text(settings, "memory", least)?.unwrap_or(128 << 20),
+            source: source::Options {
+                plain_http: switch(settings, "plain-http")?,
+                ca_cert: readable(settings, "ca-cert")?,
+                registry_config: readable(settings, "registry-config")?.pop(),
+                timeout,
+            },
+            freshness: match (switch(settings, "offline")?, switch(settings, "require-fresh")?) {
+                (true, true) => return Err(conflict(settings, "offline", "require-fresh")),
+                (true, false) => Freshness::Offline,
+                (false, true) => Freshness::Require,
+                (false, false) => Freshness::Prefer,
+            },
+            filters: texts(settings, "filter")?,
+            metadata: choice(settings, "metadata", |word| match word {
+                "provisional" => Some(Metadata::Provisional),
+                "verified" => Some(Metadata::Verified),
+                _ => None,
+            })?
+            .unwrap_or(Metadata::Provisional),
+            mount: mount_options(settings)?,
+            busy: if switch(settings, "lazy")? { Busy::Detach } else { Busy::Refuse },
+            log: Log { target: log_target(settings)?, level: choice(settings, "log-level", level)? },
+            output: choice(settings, "output", |word| match word {
+                "text" => Some(Output::Text),
+                "json" => Some(Output::Json),
+                _ => None,
+            })?
+            .unwrap_or(Output::Text),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<Option<Settings>, ConfigError> {
+    let path = std::path::absolute(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Settings::of_file(&path, &text).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ConfigError::Unreadable { path, source }),
+    }
+}
+
+fn texts(settings: &Settings, name: &str) -> Result<Vec<String>, ConfigError> {
+    let Some(given) = settings.given(name) else { return Ok(Vec::new()) };
+    let not_text = |value: &OsStr| ConfigError::bad(&given.origin, format!("{value:?} is not UTF-8"));
+    given.values.iter().map(|value| value.to_str().map(str::to_owned).ok_or_else(|| not_text(value))).collect()
+}
+
+fn text<T>(
+    settings: &Settings,
+    name: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, ConfigError> {
+    let Some(given) = settings.given(name) else { return Ok(None) };
+    let last = texts(settings, name)?.pop();
+    last.map(|value| parse(&value).map_err(|why| ConfigError::bad(&given.origin, why))).transpose()
+}
+
+fn switch(settings: &Settings, name: &str) -> Result<bool, ConfigError> {
+    text(settings, name, values::parse_switch).map(Option::unwrap_or_default)
+}
+
+fn choice<T>(settings: &Settings, name: &str, parse: fn(&str) -> Option<T>) -> Result<Option<T>, ConfigError> {
+    let words = SETTINGS.iter().find_map(|setting| match setting.kind {
+        Kind::Choice(words) if setting.name == name => Some(words.join(", ")),
+        _ => None,
+    });
+    let words = words.unwrap_or_default();
+    text(settings, name, |word| parse(word).ok_or_else(|| format!("{word:?} is not one of {words}")))
+}
+
+fn paths(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, ConfigError> {
+    let Some(given) = settings.given(name) else { return Ok(Vec::new()) };
+    let absolute = |value: &OsString| {
+        if value.is_empty() {
+            return Err(ConfigError::bad(&given.origin, "the path is empty"));
+        }
+        let path = match &given.origin {
+            Origin::File(_, file) => file.parent().unwrap_or(file).join(value),
+            Origin::Flag(_) | Origin::Variable(_) => PathBuf::from(value),
+        };
+        // Processes in the background leave the working directory, so a path must not depend on it.
+        std::path::absolute(path).map_err(|error| ConfigError::bad(&given.origin, error.to_string()))
+    };
+    given.values.iter().map(absolute).collect()
+}
+
+fn path(settings: &Settings, name: &str) -> Result<Option<PathBuf>, ConfigError> {
+    paths(settings, name).map(|mut paths| paths.pop())
+}
+
+/// The files of a setting, each of which can be read now.
+fn readable(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, ConfigError> {
+    let paths = paths(settings, name)?;
+    for path in &paths {
+        let checked = std::fs::metadata(path).and_then(|metadata| match metadata.is_file() {
+            true => std::fs::File::open(path).map(drop),
+            false => Err(io::Error::other("not a file")),
+        });
+        if let (Err(error), Some(given)) = (checked, settings.given(name)) {
+            return Err(ConfigError::bad(&given.origin, format!("cannot read {}: {error}", path.display())));
+        }
+    }
+    Ok(paths)
+}
+
+fn mount_options(settings: &Settings) -> Result<MountOptions, ConfigError> {
+    let mut options = MountOptions { noexec: false, allow_other: None, foreground: switch(settings, "foreground")? };
+    let Some(given) = settings.given("options") else { return Ok(options) };
+    for word in texts(settings, "options")?.iter().flat_map(|list| list.split(',')) {
+        let allow_other = match word {
+            "noexec" => {
+                options.noexec = true;
+                continue;
+            }
+            "allow_other" => true,
+            "noallow_other" => false,
+            word => {
+                let why = format!("{word:?} is not one of noexec, allow_other, noallow_other");
+                return Err(ConfigError::bad(&given.origin, why));
+            }
+        };
+        if options.allow_other.is_some_and(|other| other != allow_other) {
+            return Err(ConfigError::bad(&given.origin, "allow_other and noallow_other exclude each other"));
+        }
+        options.allow_other = Some(allow_other);
+    }
+    Ok(options)
+}
+
+fn log_target(settings: &Settings) -> Result<Option<LogTarget>, ConfigError> {
+    let word = settings.given("log-file").and_then(|given| given.values.last()).and_then(|value| value.to_str());
+    Ok(match word {
+        Some("syslog") => Some(LogTarget::Syslog),
+        Some("journal") => Some(LogTarget::Journal),
+        _ => path(settings, "log-file")?.map(LogTarget::File),
+    })
+}
+
+fn level(word: &str) -> Option<tracing::Level> {
+    Some(match word {
+        "error" => tracing::Level::ERROR,
+        "warn" => tracing::Level::WARN,
+        "info" => tracing::Level::INFO,
+        "debug" => tracing::Level::DEBUG,
+        "trace" => tracing::Level::TRACE,
+        _ => return None,
+    })
+}
+
+fn conflict(settings: &Settings, one: &str, other: &str) -> ConfigError {
+    let [one, other] = [one, other].map(|name| settings.given(name).map(|given| given.origin.to_string()));
+    ConfigError::Conflict { one: one.unwrap_or_default(), other: other.unwrap_or_default() }
+}
+
+/// Why a configuration is not one. All of them are for the person who wrote it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file that was named is not there.
+    #[error("there is no configuration file {}", path.display())]
+    NoFile {
+        /// As it was named.
+        path: PathBuf,
+    },
+    /// A file is there and cannot be read.
+    #[error("cannot read the configuration file {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not TOML.
+    #[error("{} is not TOML, line {line}: {why}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What the parser says.
+        why: String,
+    },
+    /// A file holds a key that is no setting.
+    #[error("{} holds {key:?}, which is no setting of this version", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A value is not one that the setting takes.
+    #[error("{origin}: {why}")]
+    BadValue {
+        /// Where it was given.
+        origin: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Two settings exclude each other.
+    #[error("{one} and {other} exclude each other")]
+    Conflict {
+        /// Where the one was given.
+        one: String,
+        /// Where the other was given.
+        other: String,
+    },
+    /// Nothing says where the folders are.
+    #[error("HOME is not set: name the folder with --{option}")]
+    NoHome {
+        /// The option that names the folder.
+        option: &'static str,
+    },
+}
+
+impl ConfigError {
+    fn bad(origin: &Origin, why: impl Into<String>) -> Self {
+        Self::BadValue { origin: origin.to_string(), why: why.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
