@@ -5,7 +5,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod ledger;
 pub mod source;
+pub mod store;
 pub mod kit;
 pub mod verify;
 pub mod buffers;

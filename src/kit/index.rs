@@ -107,6 +107,11 @@ impl Index {
         }
     }
 
+    /// The trees of all files, in the layer's order.
+    pub fn trees(&self) -> impl Iterator<Item = &FileTree> {
+        self.entries.iter().filter_map(IndexEntry::tree)
+    }
+
     /// The listing that the index holds, entry by entry.
     pub fn listing(&self) -> Listing {
         let entries = self.entries.iter().map(|entry| Entry {

@@ -247,3 +247,6 @@ pub enum StoreError {
         path: PathBuf,
     },
 }
+
+#[cfg(test)]
+mod tests;
