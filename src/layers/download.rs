@@ -1,40 +1,56 @@
 //! Fetches a layer whole: several ranges at once, handed on in order.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::buffers::BUFFER;
 use crate::kit::descriptor::Descriptor;
+use crate::source::ByteStream;
 use crate::source::Source;
 use crate::source::SourceError;
 use crate::verify::Unverified;
 
-/// How many ranges of a layer are under way at once. It bounds the memory of a fetch, with the pieces
-/// that wait for the hash, to some tens of buffers.
+/// How many ranges of a layer are under way at once.
 const LANES: usize = 8;
 
-/// The pieces of a blob in order. A source that ignores ranges is read as one stream instead.
+/// A piece of a layer on its way, and the right to keep it in memory. Clones share both.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    /// The bytes.
+    pub(super) bytes: Unverified,
+    _room: Arc<OwnedSemaphorePermit>,
+}
+
+/// The pieces of a blob in order. A source that ignores ranges is read as one stream instead. Each piece
+/// takes a place in `room` before it is fetched and gives it back when its last user drops it, so that
+/// any number of layers on their way take no more memory than that.
 pub(super) fn pieces<'a>(
     source: &'a Source,
     blob: &'a Descriptor,
-) -> impl Stream<Item = Result<Unverified, SourceError>> + 'a {
-    let ranged = stream::iter(ranges(blob.size)).map(|range| source.range(blob, range)).buffered(LANES);
-    let state = Pieces::Ranged { ranged, taken: 0 };
-    stream::unfold(state, move |state| async move {
+    room: &'a Arc<Semaphore>,
+) -> impl Stream<Item = Result<Piece, SourceError>> + 'a {
+    let fetch = move |range| async move {
+        let place = place(room).await;
+        source.range(blob, range).await.map(|bytes| Piece { bytes, _room: place })
+    };
+    let ranged = stream::iter(ranges(blob.size)).map(fetch).buffered(LANES);
+    stream::unfold(Pieces::Ranged { ranged: Box::pin(ranged), taken: 0 }, move |state| async move {
         match state {
             Pieces::Ranged { mut ranged, taken } => match ranged.next().await? {
                 Err(SourceError::NoRanges { .. }) => {
                     drop(ranged);
-                    streamed(source.stream(blob, taken)).await
+                    streamed(source.stream(blob, taken), room).await
                 }
                 Ok(piece) => {
-                    let taken = taken + piece.len() as u64;
+                    let taken = taken + piece.bytes.len() as u64;
                     Some((Ok(piece), Pieces::Ranged { ranged, taken }))
                 }
                 Err(error) => Some((Err(error), Pieces::Ended)),
             },
-            Pieces::Streamed(stream) => streamed(stream).await,
+            Pieces::Streamed(stream) => streamed(stream, room).await,
             Pieces::Ended => None,
         }
     })
@@ -42,16 +58,23 @@ pub(super) fn pieces<'a>(
 
 enum Pieces<R> {
     Ranged { ranged: R, taken: u64 },
-    Streamed(crate::source::ByteStream),
+    Streamed(ByteStream),
     Ended,
 }
 
 async fn streamed<R>(
-    mut stream: crate::source::ByteStream,
-) -> Option<(Result<Unverified, SourceError>, Pieces<R>)> {
-    let piece = stream.next().await?;
+    mut stream: ByteStream,
+    room: &Arc<Semaphore>,
+) -> Option<(Result<Piece, SourceError>, Pieces<R>)> {
+    let place = place(room).await;
+    let piece = stream.next().await?.map(|bytes| Piece { bytes, _room: place });
     let next = if piece.is_ok() { Pieces::Streamed(stream) } else { Pieces::Ended };
     Some((piece, next))
+}
+
+async fn place(room: &Arc<Semaphore>) -> Arc<OwnedSemaphorePermit> {
+    // Nobody closes the semaphore: it lives as long as the workshop.
+    Arc::new(Arc::clone(room).acquire_owned().await.expect("the room is never closed"))
 }
 
 /// The ranges that cover `size` bytes, each at most one buffer long.

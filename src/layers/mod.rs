@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
@@ -31,6 +31,7 @@ use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
 use crate::kit::listing::EntryKind;
 use crate::kit::listing::Listing;
+use crate::layers::download::Piece;
 use crate::layers::splitter::Target;
 use crate::ledger::Ledger;
 use crate::ledger::Trouble;
@@ -44,7 +45,6 @@ use crate::store::StoreError;
 use crate::verify::DigestMismatch;
 use crate::verify::LayerCheck;
 use crate::verify::LayerProof;
-use crate::verify::Unverified;
 use crate::verify::Verified;
 
 /// A layer that could not be had is tried again when it is asked for, but not sooner than this: many
@@ -78,11 +78,13 @@ pub struct Workshop {
     pub ledger: Arc<Ledger>,
     /// The longest that a read waits for a source that delivers nothing.
     pub read_timeout: Duration,
+    /// One place for each buffer that layers on their way may fill.
+    room: Arc<Semaphore>,
 }
 
 impl Workshop {
-    /// Opens the store in `cache_dir`, with the key in `state_dir`. Of `memory` bytes half are for
-    /// buffers; the rest is for names, indexes and what is under way elsewhere.
+    /// Opens the store in `cache_dir`, with the key in `state_dir`. Of `memory` bytes a
+    /// quarter is for layers on their way; the rest is for names, indexes and replies.
     pub fn open(
         cache_dir: &Path,
         state_dir: &Path,
@@ -90,12 +92,14 @@ impl Workshop {
         read_timeout: Duration,
     ) -> Result<Arc<Self>, StoreError> {
         let key = store::local_key(&state_dir.join("key"))?;
-        let keep = usize::try_from(memory / 2 / BUFFER as u64).unwrap_or(usize::MAX).max(LEAST_BUFFERS);
+        let places = usize::try_from(memory / 4 / BUFFER as u64).unwrap_or(usize::MAX);
+        let places = places.clamp(LEAST_BUFFERS, Semaphore::MAX_PERMITS);
         Ok(Arc::new(Self {
             store: Arc::new(Store::open(cache_dir, key)?),
-            buffers: Buffers::new(keep),
+            buffers: Buffers::new(places),
             ledger: Arc::new(Ledger::default()),
             read_timeout,
+            room: Arc::new(Semaphore::new(places)),
         }))
     }
 }
@@ -369,22 +373,22 @@ impl Layer {
     async fn pass(&self, target: Target) -> Result<(LayerProof, Index, Target), LayerError> {
         let layer = *self.digest();
         let stopped = |_| LayerError::Stopped { layer };
-        let (to_hash, mut hashed) = mpsc::channel::<Unverified>(QUEUE);
-        let (to_split, split) = mpsc::channel::<Unverified>(QUEUE);
+        let (to_hash, mut hashed) = mpsc::channel::<Piece>(QUEUE);
+        let (to_split, split) = mpsc::channel::<Piece>(QUEUE);
         let hashing = tokio::task::spawn_blocking(move || {
             let mut check = LayerCheck::new(layer);
             while let Some(piece) = hashed.blocking_recv() {
-                check.update(&piece);
+                check.update(&piece.bytes);
             }
             check.finish()
         });
         let spec = self.spec.clone();
         let splitting = tokio::task::spawn_blocking(move || splitter::split(&spec, split, target));
         self.received.store(0, Ordering::Relaxed);
-        let mut pieces = std::pin::pin!(download::pieces(&self.source, &self.spec.descriptor));
+        let mut pieces = std::pin::pin!(download::pieces(&self.source, &self.spec.descriptor, &self.workshop.room));
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|source| LayerError::Source { layer, source })?;
-            let len = piece.len() as u64;
+            let len = piece.bytes.len() as u64;
             self.received.fetch_add(len, Ordering::Relaxed);
             self.workshop.ledger.add_fetched(len);
             // A splitter that gave up has found the layer malformed. Whether it was also tampered with

@@ -5,7 +5,6 @@
 
 use std::io::{self, Read};
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::buffers::BUFFER;
@@ -26,9 +25,9 @@ use crate::kit::tar::Member;
 use crate::kit::tar::MemberKind;
 use crate::kit::tar::TarError;
 use crate::kit::tar::TarReader;
+use crate::layers::download::Piece;
 use crate::store::Staged;
 use crate::store::Staging;
-use crate::verify::Unverified;
 use crate::verity::TreeBuilder;
 
 /// The largest window of a zstd frame that is decoded, as a power of two: 64 MiB. Encoders use up to
@@ -47,15 +46,15 @@ pub(super) enum Target {
 /// Reads a layer to its end and splits it. The index comes back with the target; it is a draft.
 pub(super) fn split(
     layer: &KitLayer,
-    pieces: mpsc::Receiver<Unverified>,
+    pieces: mpsc::Receiver<Piece>,
     target: Target,
 ) -> Result<(Index, Target), SplitError> {
-    let mut pieces = Pieces { receiver: pieces, current: Bytes::new() };
+    let mut pieces = Pieces { receiver: pieces, current: None, read: 0 };
     let mut splitter = Splitter::new(layer, target)?;
     match layer.compression {
         Compression::None => {
             while let Some(piece) = pieces.receiver.blocking_recv() {
-                splitter.take(piece.ahead_of_proof())?;
+                splitter.take(piece.bytes.ahead_of_proof())?;
             }
         }
         Compression::Gzip => drain(flate2::read::MultiGzDecoder::new(&mut pieces), &mut splitter)?,
@@ -159,21 +158,28 @@ fn drain(mut decoder: impl Read, splitter: &mut Splitter) -> Result<(), SplitErr
 
 /// The pieces of a layer as one stream.
 struct Pieces {
-    receiver: mpsc::Receiver<Unverified>,
-    current: Bytes,
+    receiver: mpsc::Receiver<Piece>,
+    current: Option<Piece>,
+    /// Bytes of the current piece that have been read.
+    read: usize,
 }
 
 impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(piece) => self.current = piece.ahead_of_proof().clone(),
-                None => return Ok(0),
+        loop {
+            let rest = self.current.as_ref().map_or(&[][..], |piece| &piece.bytes.ahead_of_proof()[self.read..]);
+            if !rest.is_empty() {
+                let len = rest.len().min(buffer.len());
+                buffer[..len].copy_from_slice(&rest[..len]);
+                self.read += len;
+                return Ok(len);
+            }
+            self.read = 0;
+            self.current = self.receiver.blocking_recv();
+            if self.current.is_none() {
+                return Ok(0);
             }
         }
-        let len = self.current.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&self.current.split_to(len));
-        Ok(len)
     }
 }
 
