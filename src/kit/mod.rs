@@ -2,6 +2,14 @@
 //!
 //! No network and no disk here: functions from bytes to meaning, and to clear refusals.
 
+pub mod contents;
+pub mod kitfile;
+pub mod config;
+pub mod parameter;
+pub mod filter;
+pub mod manifest;
+pub mod media;
+pub mod json;
 pub mod index;
 pub mod listing;
 pub mod tar;
