@@ -5,10 +5,15 @@
 
 pub mod cli;
 pub mod config;
-pub mod ledger;
+pub mod fuse;
+pub mod fs;
+pub mod resolve;
+pub mod chunks;
+pub mod layers;
 pub mod source;
 pub mod store;
 pub mod kit;
+pub mod ledger;
 pub mod verify;
 pub mod buffers;
 pub mod verity;

@@ -104,7 +104,7 @@ impl Kit {
         freshness: Freshness,
         options: &source::Options,
     ) -> Result<Self, ResolveError> {
-        let source = Source::open(reference, options).await?;
+        let source = Source::open(reference, options, &workshop.buffers).await?;
         let (digest, resolved) = ask(workshop, &source, reference, freshness).await?;
         let mut kit = Self { links: Vec::new(), resolved, warnings: Vec::new() };
         if resolved == Resolved::Cache {
@@ -138,7 +138,7 @@ impl Kit {
             let filters = if kit.links.is_empty() { filters } else { &of_parent };
             let at: Reference = at.parse().map_err(|_| ResolveError::BadPin { at: at.clone() })?;
             let digest = at.version().digest.ok_or_else(|| ResolveError::BadPin { at: at.to_string() })?;
-            let source = Source::open(&at, options).await?;
+            let source = Source::open(&at, options, &workshop.buffers).await?;
             kit.add_link(workshop, named.clone(), digest, Arc::new(source), filters).await?;
         }
         Ok(kit)
@@ -228,8 +228,8 @@ impl Kit {
             }
         }
         let seen = seen().ok_or_else(|| ResolveError::NeverSeen { reference: named.clone() })?;
-        let source = child.source.parent_at(parent, &seen.digest).await?;
-        Ok((source, seen.digest))
+        let digest = seen.digest;
+        Ok((child.source.parent_at(parent, &digest).await?, digest))
     }
 }
 

@@ -44,9 +44,9 @@ impl KitFs {
 
     /// The value of an attribute, if the inode has it.
     pub fn attribute(&self, inode: Inode, name: &[u8]) -> Option<String> {
-        let node = self.tree().node(inode)?;
-        let file = match node.kind {
-            NodeKind::File { layer, entry } => Some((self.layers().get(layer as usize)?, entry)),
+        let kind = self.tree().node(inode)?.kind;
+        let file = match kind {
+            NodeKind::File { layer, entry } => Some((self.layer(layer)?, entry)),
             NodeKind::Kitfile | NodeKind::Dir { .. } => None,
         };
         let digest = file.map_or(self.kit().first()?.digest, |(layer, _)| layer.kit);
@@ -56,7 +56,7 @@ impl KitFs {
             b"user.kitfs.digest" => return Some(digest.to_string()),
             _ => {}
         }
-        match (name, node.kind, file) {
+        match (name, kind, file) {
             (b"user.kitfs.layer", NodeKind::Kitfile, _) => Some(link.manifest.config.digest.to_string()),
             (b"user.kitfs.layer", _, Some((layer, _))) => Some(layer.digest().to_string()),
             (b"user.kitfs.source", NodeKind::Kitfile, _) | (b"user.kitfs.source", _, Some(_)) => {
@@ -74,7 +74,7 @@ impl KitFs {
     /// What is known of a file; a directory and the Kitfile are as certain as the manifest.
     pub fn state(&self, inode: Inode) -> Option<FileState> {
         match self.tree().node(inode)?.kind {
-            NodeKind::File { layer, entry } => Some(self.state_of(self.layers().get(layer as usize)?, entry)),
+            NodeKind::File { layer, entry } => Some(self.state_of(self.layer(layer)?, entry)),
             NodeKind::Kitfile | NodeKind::Dir { .. } => Some(FileState::Verified),
         }
     }

@@ -17,6 +17,7 @@ use crate::chunks::Chunks;
 use crate::chunks::FileAt;
 use crate::digest::Digest;
 use crate::kit::tree::Inode;
+use crate::kit::tree::LayerNumber;
 use crate::kit::tree::NodeKind;
 use crate::kit::tree::Tree;
 use crate::kit::tree::TreeError;
@@ -36,6 +37,7 @@ pub struct KitFs {
     kit: Kit,
     layers: Vec<Arc<Layer>>,
     tree: Tree,
+    size: u64,
     kitfile: Option<Verified<Bytes>>,
     chunks: Chunks,
     workshop: Arc<Workshop>,
@@ -62,11 +64,12 @@ impl KitFs {
             .try_collect::<()>()
             .await?;
         let kitfile = kit.kitfile();
-        let listings = layers.iter().zip(0..).filter_map(|(layer, number)| Some((number, layer.listing()?)));
+        let listings = layers.iter().zip(0..).filter_map(|(layer, number)| Some((LayerNumber(number), layer.listing()?)));
         let tree = Tree::build(listings, kitfile.as_ref().map(|kitfile| kitfile.len() as u64))
             .map_err(|error| FsError::of_tree(error, &layers))?;
+        let size = tree.inodes().filter_map(|inode| tree.node(inode)).fold(0, |size, node| node.size.saturating_add(size));
         let chunks = Chunks::new(Arc::clone(&workshop));
-        Ok(Self { kit, layers, tree, kitfile, chunks, workshop })
+        Ok(Self { kit, layers, tree, size, kitfile, chunks, workshop })
     }
 
     /// The kit that is shown.
@@ -87,6 +90,16 @@ impl KitFs {
     /// Names, sizes and modes.
     pub fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// One of its layers.
+    pub fn layer(&self, number: LayerNumber) -> Option<&Arc<Layer>> {
+        self.layers.get(number.0 as usize)
+    }
+
+    /// Bytes in all files.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// Keeps the layers in the store for as long as this value lives.
@@ -122,7 +135,7 @@ impl KitFs {
                 Ok(Content::Kitfile(kitfile.slice(range.start as usize..range.end as usize)))
             }
             NodeKind::File { layer, entry } => {
-                let layer = self.layers.get(layer as usize).ok_or(ReadError::NoSuchInode)?;
+                let layer = self.layer(layer).ok_or(ReadError::NoSuchInode)?;
                 Ok(Content::Layer(FileAt { layer, entry, size: node.size }, range))
             }
         }
@@ -151,6 +164,14 @@ pub enum FsError {
         /// At which path.
         source: TreeError,
     },
+    /// A layer has a Kitfile of its own.
+    #[error("layer {layer} cannot be mounted")]
+    Kitfile {
+        /// The layer.
+        layer: Digest,
+        /// At which path.
+        source: TreeError,
+    },
     /// The tree cannot be made for another reason.
     #[error("the layers of the kit cannot be merged")]
     Tree(#[source] TreeError),
@@ -158,8 +179,17 @@ pub enum FsError {
 
 impl FsError {
     fn of_tree(error: TreeError, layers: &[Arc<Layer>]) -> Self {
-        let digest = |number: u32| layers.get(number as usize).map(|layer| *layer.digest());
-        match error.layers().and_then(|(first, second)| Some((digest(first)?, digest(second)?))) {
+        let digest = |number: LayerNumber| layers.get(number.0 as usize).map(|layer| *layer.digest());
+        let both = match &error {
+            TreeError::SameFile { first, second, .. } => digest(*first).zip(digest(*second)),
+            TreeError::FileAndDirectory { file, directory, .. } => digest(*file).zip(digest(*directory)),
+            TreeError::Kitfile { layer, .. } => match digest(*layer) {
+                Some(layer) => return Self::Kitfile { layer, source: error },
+                None => None,
+            },
+            TreeError::TooLarge => None,
+        };
+        match both {
             Some((first, second)) => Self::Conflict { first, second, source: error },
             None => Self::Tree(error),
         }

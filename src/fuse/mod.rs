@@ -58,11 +58,11 @@ impl Adapter {
     fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
         let time = time(node.mtime);
         let (kind, nlink) = match node.kind {
-            NodeKind::Dir { nlink, .. } => (FileType::Directory, nlink),
+            NodeKind::Dir { links, .. } => (FileType::Directory, links),
             NodeKind::Kitfile | NodeKind::File { .. } => (FileType::RegularFile, 1),
         };
         FileAttr {
-            ino: INodeNo(inode),
+            ino: INodeNo(inode.0),
             size: node.size,
             // Blocks that did not cover the size would make tar and cp see holes.
             blocks: node.size.div_ceil(512),
@@ -86,7 +86,7 @@ impl Adapter {
             return Err(Errno::ENAMETOOLONG);
         }
         let tree = self.fs.tree();
-        let inode = tree.lookup(parent.0, name.as_bytes()).ok_or(Errno::ENOENT)?;
+        let inode = tree.lookup(Inode(parent.0), name.as_bytes()).ok_or(Errno::ENOENT)?;
         let node = tree.node(inode).ok_or(Errno::ENOENT)?;
         Ok(self.attr(inode, &node))
     }
@@ -99,13 +99,14 @@ impl Adapter {
         offset: u64,
     ) -> Result<impl Iterator<Item = (u64, Inode, &OsStr)>, Errno> {
         let tree = self.fs.tree();
-        let node = tree.node(directory.0).ok_or(Errno::ENOENT)?;
+        let directory = Inode(directory.0);
+        let node = tree.node(directory).ok_or(Errno::ENOENT)?;
         let NodeKind::Dir { children, .. } = node.kind else { return Err(Errno::ENOTDIR) };
-        let itself = [(1, directory.0, OsStr::new(".")), (2, node.parent, OsStr::new(".."))];
+        let itself = [(1, directory, OsStr::new(".")), (2, node.parent, OsStr::new(".."))];
         let first = children.start.saturating_add(offset.saturating_sub(2)).min(children.end);
-        let rest = (first..children.end).map(move |inode| {
-            let name = OsStr::from_bytes(tree.name(inode).unwrap_or_default());
-            (inode - children.start + 3, inode, name)
+        let rest = (first..children.end).map(move |number| {
+            let name = OsStr::from_bytes(tree.name(Inode(number)).unwrap_or_default());
+            (number - children.start + 3, Inode(number), name)
         });
         Ok(itself.into_iter().filter(move |(cookie, ..)| *cookie > offset).chain(rest))
     }
@@ -144,8 +145,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.fs.tree().node(inode.0) {
-            Some(node) => reply.attr(&FOREVER, &self.attr(inode.0, &node)),
+        match self.fs.tree().node(Inode(inode.0)) {
+            Some(node) => reply.attr(&FOREVER, &self.attr(Inode(inode.0), &node)),
             None => reply.error(Errno::ENOENT),
         }
     }
@@ -154,7 +155,7 @@ impl fuser::Filesystem for Adapter {
         if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        match self.fs.tree().node(inode.0) {
+        match self.fs.tree().node(Inode(inode.0)) {
             Some(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
             None => reply.error(Errno::ENOENT),
         }
@@ -171,16 +172,17 @@ impl fuser::Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let inode = Inode(inode.0);
         let range = offset..offset.saturating_add(u64::from(size));
-        if let Some(bytes) = self.fs.ready(inode.0, range.clone()) {
+        if let Some(bytes) = self.fs.ready(inode, range.clone()) {
             return reply_verified(reply, &bytes);
         }
         let fs = Arc::clone(&self.fs);
         self.runtime.spawn(async move {
-            match fs.read(inode.0, range).await {
+            match fs.read(inode, range).await {
                 Ok(bytes) => reply_verified(reply, &bytes),
                 Err(error) => {
-                    let path = fs.tree().path(inode.0).map(|path| path.to_string());
+                    let path = fs.tree().path(inode).map(|path| path.to_string());
                     tracing::error!(path, "read failed: {}", chain(&error));
                     reply.error(errno::of(&error));
                 }
@@ -193,7 +195,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.tree().node(inode.0).map(|node| node.kind) {
+        match self.fs.tree().node(Inode(inode.0)).map(|node| node.kind) {
             Some(NodeKind::Dir { .. }) => {
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR)
             }
@@ -219,7 +221,7 @@ impl fuser::Filesystem for Adapter {
                 Some(NodeKind::Dir { .. }) => FileType::Directory,
                 _ => FileType::RegularFile,
             };
-            if reply.add(INodeNo(inode), cookie, kind, name) {
+            if reply.add(INodeNo(inode.0), cookie, kind, name) {
                 break;
             }
         }
@@ -241,7 +243,7 @@ impl fuser::Filesystem for Adapter {
         for (cookie, inode, name) in entries {
             let Some(node) = self.fs.tree().node(inode) else { continue };
             let attr = self.attr(inode, &node);
-            if reply.add(INodeNo(inode), cookie, name, &FOREVER, &attr, Generation(0)) {
+            if reply.add(INodeNo(inode.0), cookie, name, &FOREVER, &attr, Generation(0)) {
                 break;
             }
         }
@@ -250,19 +252,19 @@ impl fuser::Filesystem for Adapter {
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
         let tree = self.fs.tree();
-        let blocks = tree.total_size().div_ceil(u64::from(BLOCK));
+        let blocks = self.fs.size().div_ceil(u64::from(BLOCK));
         reply.statfs(blocks, 0, 0, tree.len() as u64, 0, BLOCK, NAME_MAX as u32, BLOCK);
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.fs.attribute(inode.0, name.as_bytes()) {
+        match self.fs.attribute(Inode(inode.0), name.as_bytes()) {
             Some(value) => reply_attribute(reply, value.as_bytes(), size),
             None => reply.error(Errno::ENODATA),
         }
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        let names: String = self.fs.attribute_names(inode.0).flat_map(|name| [name, "\0"]).collect();
+        let names: String = self.fs.attribute_names(Inode(inode.0)).flat_map(|name| [name, "\0"]).collect();
         reply_attribute(reply, names.as_bytes(), size);
     }
 

@@ -23,9 +23,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
-use crate::kit::contents::Compression;
-use crate::kit::contents::Format;
+use crate::kit::media::Compression;
+use crate::kit::media::Format;
 use crate::kit::contents::KitLayer;
+use crate::kit::descriptor::Descriptor;
 use crate::kit::index::Index;
 use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
@@ -63,6 +64,9 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Buffers that are kept whatever the memory budget says: one layer on its way needs that many.
 const LEAST_BUFFERS: usize = 8;
+
+/// How much longer than promised a blob may be and still be read, to tell what it is.
+const SURPLUS: u64 = 64 * 1024 * 1024;
 
 /// Pieces that may wait for the hash and for the splitter.
 const QUEUE: usize = 8;
@@ -238,11 +242,11 @@ impl Layer {
 
     /// The entries of a proved or drafted index, as they lie in the kit.
     fn shown(&self, index: &Index) -> Result<Listing, LayerError> {
-        let listing = index.listing().and_then(|listing| match &self.spec.base {
-            Some(base) => listing.under(base),
+        let listing = index.listing();
+        match &self.spec.base {
+            Some(base) => listing.under(base).map_err(|error| self.malformed(error.into())),
             None => Ok(listing),
-        });
-        listing.map_err(|error| self.malformed(error.into()))
+        }
     }
 
     fn malformed(&self, error: SplitError) -> LayerError {
@@ -316,8 +320,8 @@ impl Layer {
                 Err(_elapsed) => {
                     let now = self.received();
                     if now.saturating_sub(before) < floor {
-                        let source = self.source.name();
-                        return Err(Arc::new(LayerError::Silent { layer: *self.digest(), source, waited: window }));
+                        let (layer, from) = (*self.digest(), self.source.name());
+                        return Err(Arc::new(LayerError::Silent { layer, from, waited: window }));
                     }
                     before = now;
                 }
@@ -387,7 +391,10 @@ impl Layer {
         self.received.store(0, Ordering::Relaxed);
         let mut pieces = std::pin::pin!(download::pieces(&self.source, &self.spec.descriptor, &self.workshop.room));
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|source| LayerError::Source { layer, source })?;
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => return Err(self.tell_apart(error).await),
+            };
             let len = piece.bytes.len() as u64;
             self.received.fetch_add(len, Ordering::Relaxed);
             self.workshop.ledger.add_fetched(len);
@@ -406,6 +413,25 @@ impl Layer {
             Err(SplitError::Store(source)) => Err(LayerError::Store { layer, source }),
             Err(error) => Err(self.malformed(error)),
         }
+    }
+
+    /// A blob of another size than its descriptor says is usually another blob: then both digests are
+    /// told, as for every content that is not what it should be.
+    async fn tell_apart(&self, error: SourceError) -> LayerError {
+        let layer = *self.digest();
+        if let SourceError::WrongSize { actual: Some(size), .. } = error {
+            let blob = Descriptor { size, ..self.spec.descriptor.clone() };
+            let mut check = LayerCheck::new(layer);
+            let mut stream = self.source.stream(&blob, 0);
+            let limit = self.spec.descriptor.size.saturating_add(SURPLUS);
+            while let Some(Ok(piece)) = stream.next().await.filter(|_| size <= limit) {
+                check.update(&piece);
+            }
+            if let Some(Err(source)) = (size <= limit).then(|| check.finish()) {
+                return LayerError::Mismatch { layer, from: self.source.name(), source };
+            }
+        }
+        LayerError::Source { layer, source: error }
     }
 
     /// Holds the proved layer against the listing that was given out before.
@@ -427,12 +453,12 @@ pub enum LayerError {
         source: SourceError,
     },
     /// The source delivers too little.
-    #[error("cannot fetch layer {layer}: {source} has delivered next to nothing for {waited:?}")]
+    #[error("cannot fetch layer {layer}: {from} has delivered next to nothing for {waited:?}")]
     Silent {
         /// The layer.
         layer: Digest,
         /// The name of its source.
-        source: String,
+        from: String,
         /// For how long.
         waited: Duration,
     },
