@@ -1,15 +1,35 @@
 //! Where a kit's bytes come from: a registry, an OCI image layout, or KitOps' own local store.
 //!
 //! One contract for all, stated here and tested once against each: a source hands out unverified
-//! bytes by digest and range, in bounded time, and never more of them than were asked for.
+//! bytes by digest and range, in bounded time, and never more of them than were asked for. Nothing is
+//! proved here, and nothing is parsed but what it takes to find the bytes.
 
+mod registry;
+mod layout;
+mod tarball;
+mod kitops;
+mod credentials;
+mod files;
+
+use std::error::Error;
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::buffers::BUFFER;
+use crate::buffers::Buffers;
 use crate::digest::Digest;
 use crate::kit::descriptor::Descriptor;
-use crate::reference::{Reference, RegistryReference};
+use crate::reference::Reference;
+use crate::reference::RegistryReference;
+use crate::source::files::Extent;
+use crate::source::files::ExtentStream;
+use crate::source::kitops::Store;
+use crate::source::layout::Layout;
+use crate::source::registry::Registry;
+use crate::source::registry::stream::BlobStream;
 use crate::verify::Unverified;
 
 /// Manifests and configs larger than this are refused before they are read.
@@ -28,18 +48,32 @@ pub struct Options {
     pub timeout: Duration,
 }
 
-/// A place that has (or says that it has) one kit and its parents.
-#[derive(Debug)]
-pub struct Source(Kind);
+/// A place that has (or says that it has) one kit and its parents. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Source {
+    kind: Kind,
+    options: Arc<Options>,
+    buffers: Buffers,
+}
 
-#[derive(Debug)]
-enum Kind {}
+#[derive(Clone, Debug)]
+enum Kind {
+    Registry(Registry),
+    Layout(Layout),
+    Kitops(Store),
+}
 
 impl Source {
     /// Opens the place that a reference points at. Asks nothing of a network yet; a layout or a store
     /// that is not there is [`SourceError::NotFound`], one that is malformed [`SourceError::Malformed`].
-    pub async fn open(_reference: &Reference, _options: &Options) -> Result<Self, SourceError> {
-        unreachable!()
+    /// Ranges are read into buffers of the pool.
+    pub async fn open(reference: &Reference, options: &Options, buffers: &Buffers) -> Result<Self, SourceError> {
+        let kind = match reference {
+            Reference::Registry(reference) => Kind::Registry(Registry::open(reference, options).await?),
+            Reference::Layout { path, version } => Kind::Layout(Layout::open(path, version, options.timeout).await?),
+            Reference::Kitops { name, version } => Kind::Kitops(Store::open(name, version, options.timeout).await?),
+        };
+        Ok(Self { kind, options: Arc::new(options.clone()), buffers: buffers.clone() })
     }
 
     /// Asks what a reference names now, once: the digest of its manifest.
@@ -48,44 +82,249 @@ impl Source {
     /// registry and in KitOps' store, and the only manifest of a layout
     /// ([`SourceError::Ambiguous`] where there are more).
     pub async fn resolve(&self) -> Result<Digest, SourceError> {
-        unreachable!()
+        match &self.kind {
+            Kind::Registry(registry) => registry.resolve().await,
+            Kind::Layout(layout) => layout.resolve(),
+            Kind::Kitops(store) => store.resolve().await,
+        }
     }
 
     /// The source of a parent that a kit of this source refers to, and the digest it has now: beside the kit first
     /// (in a layout by the whole reference in `org.opencontainers.image.ref.name`, never by tag alone;
-    /// in the store by name), then at the parent's registry.
-    pub async fn parent(&self, _parent: &RegistryReference) -> Result<(Self, Digest), SourceError> {
-        unreachable!()
+    /// in the store by name), then at the parent's registry. The host `localhost` without a port is
+    /// KitOps' word for its local store, so such a parent is asked of no registry.
+    pub async fn parent(&self, parent: &RegistryReference) -> Result<(Self, Digest), SourceError> {
+        let beside = match &self.kind {
+            Kind::Registry(_) => None,
+            Kind::Layout(layout) => layout.parent(parent).await?.map(|(layout, digest)| (Kind::Layout(layout), digest)),
+            Kind::Kitops(store) => store.parent(parent).await?.map(|(store, digest)| (Kind::Kitops(store), digest)),
+        };
+        if let Some((kind, digest)) = beside {
+            return Ok((Self { kind, ..self.clone() }, digest));
+        }
+        if parent.host == kitops::LOCAL_HOST {
+            return Err(SourceError::NotFound(format!(
+                "parent {parent}, which names a kit in a local store and no registry, and beside its kit in {}",
+                self.name()
+            )));
+        }
+        let registry = match &self.kind {
+            Kind::Registry(registry) => registry.sibling(parent, &self.options).await?,
+            Kind::Layout(_) | Kind::Kitops(_) => Registry::open(parent, &self.options).await?,
+        };
+        let source = Self { kind: Kind::Registry(registry), ..self.clone() };
+        let digest = source.resolve().await?;
+        Ok((source, digest))
     }
 
     /// The manifest of that digest, at most [`METADATA_LIMIT`] bytes.
-    pub async fn manifest(&self, _digest: &Digest) -> Result<Unverified, SourceError> {
-        unreachable!()
+    pub async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.manifest(digest).await,
+            Kind::Layout(_) | Kind::Kitops(_) => {
+                let extent = self.extent(digest).await?;
+                let len = extent.len();
+                if len > METADATA_LIMIT {
+                    return Err(too_large(format!("manifest {digest} in {}", self.name()), len));
+                }
+                extent.read_whole().await
+            }
+        }
     }
 
     /// A small blob whole, such as a config: exactly `blob.size` bytes, at most [`METADATA_LIMIT`].
-    pub async fn blob(&self, _blob: &Descriptor) -> Result<Unverified, SourceError> {
-        unreachable!()
+    pub async fn blob(&self, blob: &Descriptor) -> Result<Unverified, SourceError> {
+        if blob.size > METADATA_LIMIT {
+            return Err(too_large(format!("blob {} in {}", blob.digest, self.name()), blob.size));
+        }
+        match &self.kind {
+            Kind::Registry(registry) => registry.blob(blob).await,
+            Kind::Layout(_) | Kind::Kitops(_) => self.exact(blob).await?.read_whole().await,
+        }
     }
 
     /// Part of a blob: exactly the bytes of `range`, which is at most one buffer long
     /// ([`crate::buffers::BUFFER`]) and lies inside the blob's size.
     ///
     /// [`SourceError::NoRanges`] where the source ignores ranges; then only [`Source::stream`] serves.
-    pub async fn range(&self, _blob: &Descriptor, _range: Range<u64>) -> Result<Unverified, SourceError> {
-        unreachable!()
+    pub async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Unverified, SourceError> {
+        let len = range.end.checked_sub(range.start).filter(|len| *len <= BUFFER as u64);
+        let Some(len) = len.filter(|_| range.end <= blob.size) else {
+            return Err(SourceError::Malformed {
+                what: format!("range {range:?} of blob {}", blob.digest),
+                why: format!("the blob has {} bytes, and {BUFFER} are served at a time", blob.size),
+            });
+        };
+        if len == 0 {
+            return Ok(Unverified::new(Vec::new()));
+        }
+        match &self.kind {
+            Kind::Registry(registry) => registry.range(blob, range, &self.buffers).await,
+            Kind::Layout(_) | Kind::Kitops(_) => self.exact(blob).await?.read(range, &self.buffers).await,
+        }
+    }
+
+    /// The blob from byte `from` to its end, in order.
+    pub fn stream(&self, blob: &Descriptor, from: u64) -> ByteStream {
+        ByteStream(match &self.kind {
+            Kind::Registry(registry) => Bytes::Registry(Box::new(registry.stream(blob, from))),
+            Kind::Layout(_) | Kind::Kitops(_) => {
+                Bytes::Local { source: Box::new(self.clone()), blob: Box::new(blob.clone()), from, open: None }
+            }
+        })
     }
 
     /// What extended attributes and messages call this source: the registry's host, `oci:PATH` or `kit:`.
     pub fn name(&self) -> String {
-        unreachable!()
+        match &self.kind {
+            Kind::Registry(registry) => registry.host().to_owned(),
+            Kind::Layout(layout) => layout.name(),
+            Kind::Kitops(_) => "kit:".to_owned(),
+        }
+    }
+
+    async fn extent(&self, digest: &Digest) -> Result<Extent, SourceError> {
+        match &self.kind {
+            Kind::Layout(layout) => layout.blobs().find(digest).await,
+            Kind::Kitops(store) => store.blobs().find(digest).await,
+            Kind::Registry(registry) => Err(SourceError::NotFound(format!("{digest} on the disk of {}", registry.host()))),
+        }
+    }
+
+    /// The extent of a blob, if it is as long as its descriptor says.
+    async fn exact(&self, blob: &Descriptor) -> Result<Extent, SourceError> {
+        let extent = self.extent(&blob.digest).await?;
+        if extent.len() != blob.size {
+            return Err(SourceError::WrongSize {
+                what: format!("blob {} in {}", blob.digest, self.name()),
+                expected: blob.size,
+                actual: format!("{}", extent.len()),
+            });
+        }
+        Ok(extent)
     }
 }
 
+/// The bytes of a blob in order. Dropping it ends the transfer.
+#[derive(Debug)]
+pub struct ByteStream(Bytes);
+
+#[derive(Debug)]
+enum Bytes {
+    Registry(Box<BlobStream>),
+    Local { source: Box<Source>, blob: Box<Descriptor>, from: u64, open: Option<ExtentStream> },
+    Ended,
+}
+
+impl ByteStream {
+    /// The next piece, of 1 byte to [`crate::buffers::BUFFER`] bytes.
+    ///
+    /// Broken connections are resumed here, with a range where the source has them, else from the
+    /// start with what was seen already left out. Ends (`None`) after exactly `blob.size` bytes; a
+    /// body that is shorter or longer is [`SourceError::WrongSize`]. Nothing follows an error.
+    pub async fn next(&mut self) -> Option<Result<Unverified, SourceError>> {
+        let next = match &mut self.0 {
+            Bytes::Registry(stream) => stream.next().await,
+            Bytes::Local { source, blob, from, open } => {
+                if open.is_none() {
+                    match source.exact(blob).await {
+                        Ok(extent) => *open = Some(extent.stream(*from, source.buffers.clone())),
+                        Err(error) => {
+                            self.0 = Bytes::Ended;
+                            return Some(Err(error));
+                        }
+                    }
+                }
+                match open {
+                    Some(stream) => stream.next().await,
+                    None => None,
+                }
+            }
+            Bytes::Ended => None,
+        };
+        if !matches!(next, Some(Ok(_))) {
+            self.0 = Bytes::Ended;
+        }
+        next
+    }
+}
+
+fn too_large(what: String, size: u64) -> SourceError {
+    SourceError::Malformed { what, why: format!("it has {size} bytes, and at most {METADATA_LIMIT} are read") }
+}
+
+/// What lies behind an error; shared, because one failure can be the answer to many requests.
+pub type Cause = Arc<dyn Error + Send + Sync>;
+
 /// Why a source did not give what was asked of it. Each variant is something a caller does differently.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
     /// The kit, tag, blob or layout is not there.
     #[error("{0} is not there")]
     NotFound(String),
+    /// The source refuses access, with the credentials that there are.
+    #[error("access to {what} is denied: {why}")]
+    Denied {
+        /// What was asked for.
+        what: String,
+        /// What the source answered.
+        why: String,
+    },
+    /// The source cannot be reached in time.
+    #[error("{what} cannot be reached: {why}")]
+    Unreachable {
+        /// What was asked for.
+        what: String,
+        /// What happened.
+        why: String,
+        /// What lies behind it.
+        #[source]
+        source: Option<Cause>,
+    },
+    /// A reference without a tag to a layout of several kits.
+    #[error("{what} has several manifests: add one of the tags {tags}, or a digest")]
+    Ambiguous {
+        /// The layout.
+        what: String,
+        /// The tags that there are.
+        tags: String,
+    },
+    /// The source holds or answers something that cannot be what it should be.
+    #[error("{what} is malformed: {why}")]
+    Malformed {
+        /// What was read.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A blob is not as long as its descriptor says.
+    #[error("{what} has the wrong size: expected {expected} bytes, got {actual}")]
+    WrongSize {
+        /// The blob.
+        what: String,
+        /// What its descriptor says.
+        expected: u64,
+        /// How long it is, as far as it was read.
+        actual: String,
+    },
+    /// The source does not serve ranges of blobs, or not honestly.
+    #[error("{0} is not served in ranges")]
+    NoRanges(String),
+    /// Settings that cannot be used: a certificate or credentials file, or a credential helper.
+    #[error("{what} cannot be used: {why}")]
+    Configuration {
+        /// The file or the program.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The local disk, or this host's memory, failed.
+    #[error("{what} cannot be read")]
+    Local {
+        /// The file.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
 }

@@ -1,0 +1,292 @@
+//! OCI image layouts (image-spec, "Image Layout"): a directory, or a tar of one.
+//!
+//! Only what finds a manifest is read: `index.json`, once, when the layout is opened. Indexes inside
+//! the index are not followed, `data` and `urls` of its entries are not looked at, and a layout without
+//! its `oci-layout` file is taken as it is.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::digest::Digest;
+use crate::kit::descriptor::null_is_empty;
+use crate::reference::RegistryReference;
+use crate::reference::Version;
+use crate::source::METADATA_LIMIT;
+use crate::source::SourceError;
+use crate::source::files;
+use crate::source::files::Blobs;
+use crate::source::tarball;
+use crate::source::tarball::InvalidTar;
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// An open layout, and which of its manifests was asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    /// As it was typed.
+    path: PathBuf,
+    version: Version,
+    blobs: Blobs,
+    index: Arc<Index>,
+}
+
+/// What an `index.json` says, as far as it is needed to find a manifest in it.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Index {
+    #[serde(default, deserialize_with = "null_is_empty")]
+    manifests: Vec<Option<Entry>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    #[serde(default, deserialize_with = "null_is_empty")]
+    media_type: String,
+    /// Parsed only if it is chosen: an entry that nobody asked for may be anything.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    digest: String,
+    #[serde(default, deserialize_with = "null_is_empty")]
+    annotations: BTreeMap<String, Option<String>>,
+}
+
+impl Entry {
+    fn name(&self) -> Option<&str> {
+        self.annotations.get(REF_NAME)?.as_deref()
+    }
+}
+
+impl Layout {
+    /// Opens the layout at `path` and reads its index. No read takes longer than `timeout`.
+    pub(super) async fn open(path: &Path, version: &Version, timeout: Duration) -> Result<Self, SourceError> {
+        let name = name(path);
+        let (at, what) = (path.to_owned(), name.clone());
+        let opened = files::blocking(timeout, &name, move || open(&at, what, timeout)).await?;
+        let (blobs, index) = opened?;
+        let index = Index::parse(&index, &format!("index.json of {name}"))?;
+        Ok(Self { path: path.to_owned(), version: version.clone(), blobs, index: Arc::new(index) })
+    }
+
+    pub(super) fn name(&self) -> String {
+        name(&self.path)
+    }
+
+    pub(super) fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    pub(super) fn resolve(&self) -> Result<Digest, SourceError> {
+        match (&self.version.digest, &self.version.tag) {
+            (Some(digest), _) => Ok(*digest),
+            (None, Some(tag)) => self
+                .index
+                .named(|name| name == tag, &self.name())?
+                .ok_or_else(|| SourceError::NotFound(format!("tag {tag:?} in {}{}", self.name(), self.index.tags_hint()))),
+            (None, None) => self.index.only(&self.name()),
+        }
+    }
+
+    /// A parent of a kit in this layout, if it is here: by its digest, or by its whole reference.
+    pub(super) async fn parent(&self, parent: &RegistryReference) -> Result<Option<(Self, Digest)>, SourceError> {
+        let found = match &parent.version.digest {
+            Some(digest) => self.blobs.has(digest).await?.then_some(*digest),
+            None => {
+                let names = spellings(parent);
+                self.index.named(|name| names.iter().any(|spelling| spelling == name), &self.name())?
+            }
+        };
+        Ok(found.map(|digest| {
+            let version = Version { tag: parent.version.tag.clone(), digest: Some(digest) };
+            (Self { version, ..self.clone() }, digest)
+        }))
+    }
+}
+
+impl Index {
+    /// Reads an `index.json`; `what` is what messages call it.
+    pub(super) fn parse(bytes: &[u8], what: &str) -> Result<Self, SourceError> {
+        let malformed = |why: String| SourceError::Malformed { what: what.to_owned(), why };
+        let index: Option<Self> = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        index.ok_or_else(|| malformed("it is null".into()))
+    }
+
+    /// The manifest whose name is right, if there is one.
+    fn named(&self, is_right: impl Fn(&str) -> bool, layout: &str) -> Result<Option<Digest>, SourceError> {
+        self.one(self.entries().filter(|entry| entry.name().is_some_and(&is_right)), layout)
+    }
+
+    /// The only manifest.
+    fn only(&self, layout: &str) -> Result<Digest, SourceError> {
+        self.one(self.entries(), layout)?.ok_or_else(|| SourceError::NotFound(format!("a manifest in {layout}")))
+    }
+
+    fn one<'e>(&self, entries: impl Iterator<Item = &'e Entry>, layout: &str) -> Result<Option<Digest>, SourceError> {
+        let mut chosen: Option<&Entry> = None;
+        for entry in entries {
+            match chosen {
+                Some(other) if other.digest != entry.digest => {
+                    let tags = self.tags();
+                    return Err(SourceError::Ambiguous { what: layout.to_owned(), tags });
+                }
+                _ => chosen = Some(entry),
+            }
+        }
+        let Some(entry) = chosen else { return Ok(None) };
+        let malformed = |why: String| SourceError::Malformed { what: format!("index.json of {layout}"), why };
+        if entry.media_type.contains("image.index") || entry.media_type.contains("manifest.list") {
+            return Err(malformed(format!(
+                "{} is an index of several manifests, not the manifest of one ModelKit",
+                entry.digest.chars().take(140).collect::<String>()
+            )));
+        }
+        entry.digest.parse().map(Some).map_err(|error| malformed(format!("{error}")))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.manifests.iter().flatten()
+    }
+
+    /// Some of the names, for messages.
+    fn tags(&self) -> String {
+        let tags: BTreeSet<&str> = self.entries().filter_map(Entry::name).collect();
+        let some: Vec<_> = tags.iter().take(10).map(|tag| format!("{:?}", tag.chars().take(140).collect::<String>())).collect();
+        match tags.len() {
+            0 => "(there are none)".into(),
+            len if len > some.len() => format!("{}, …", some.join(", ")),
+            _ => some.join(", "),
+        }
+    }
+
+    fn tags_hint(&self) -> String {
+        format!(", whose tags are {},", self.tags())
+    }
+}
+
+/// How a parent may be written in the annotation. KitOps takes a name without a host for `localhost`, and
+/// a reference without a tag for `latest`. With a host or a repository in it, each is a whole reference.
+fn spellings(parent: &RegistryReference) -> Vec<String> {
+    let mut names = vec![format!("{}/{}", parent.host, parent.repository)];
+    if parent.host == crate::source::kitops::LOCAL_HOST {
+        names.push(parent.repository.clone());
+    }
+    match &parent.version.tag {
+        Some(tag) => names.iter().map(|name| format!("{name}:{tag}")).collect(),
+        None => names.iter().map(|name| format!("{name}:latest")).chain(names.first().cloned()).collect(),
+    }
+}
+
+fn name(path: &Path) -> String {
+    format!("oci:{}", path.display())
+}
+
+/// Opens a layout of either form, and reads its `index.json`.
+fn open(path: &Path, name: String, timeout: Duration) -> Result<(Blobs, Vec<u8>), SourceError> {
+    let local = |error| files::local(name.clone(), error);
+    // A process that mounts leaves its working directory later.
+    let path = std::path::absolute(path).map_err(local)?;
+    if std::fs::metadata(&path).map_err(local)?.is_dir() {
+        let what = format!("index.json of {name}");
+        let (file, len) = files::open_regular(&path.join("index.json")).map_err(|error| files::local(what.clone(), error))?;
+        let index = read(&file, 0, len, what)?;
+        return Ok((Blobs::in_directory(path, name, timeout), index));
+    }
+    let (file, len) = files::open_regular(&path).map_err(local)?;
+    let members = tarball::members(&file, len).map_err(|error| match error {
+        InvalidTar::Io(error) => files::local(name.clone(), error),
+        invalid => SourceError::Malformed { what: name.clone(), why: format!("{invalid}, and it is no directory") },
+    })?;
+    let what = format!("index.json in {name}");
+    let range = members.get("index.json").ok_or_else(|| SourceError::NotFound(what.clone()))?;
+    let index = read(&file, range.start, range.end - range.start, what)?;
+    Ok((Blobs::in_tar(file, members, name, timeout), index))
+}
+
+fn read(file: &std::fs::File, start: u64, len: u64, what: String) -> Result<Vec<u8>, SourceError> {
+    if len > METADATA_LIMIT {
+        return Err(files::local(what, io::ErrorKind::FileTooLarge.into()));
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, start).map_err(|error| files::local(what, error))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::Reference;
+
+    fn digest(of: &str) -> Digest {
+        Digest::of(of.as_bytes())
+    }
+
+    fn index(entries: &[(&str, &str)]) -> Index {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(name, digest)| {
+                format!(r#"{{"digest":"{digest}","size":1,"data":"x","urls":null,"annotations":{{"{REF_NAME}":"{name}"}}}}"#)
+            })
+            .collect();
+        Index::parse(format!(r#"{{"manifests":[null,{}]}}"#, entries.join(",")).as_bytes(), "i").unwrap()
+    }
+
+    #[test]
+    fn a_tag_is_the_whole_name() {
+        let (a, b) = (digest("a"), digest("b"));
+        let index = index(&[("v1", &a.to_string()), ("v2", &b.to_string()), ("x", "sha256:bad")]);
+        assert_eq!(index.named(|name| name == "v2", "l").unwrap(), Some(b));
+        assert_eq!(index.named(|name| name == "v3", "l").unwrap(), None);
+        assert!(matches!(index.named(|name| name == "x", "l"), Err(SourceError::Malformed { .. })));
+        let error = index.only("l").unwrap_err();
+        assert!(matches!(error, SourceError::Ambiguous { .. }) && error.to_string().contains("\"v1\", \"v2\""), "{error}");
+    }
+
+    #[test]
+    fn two_tags_of_one_manifest_are_one() {
+        let a = digest("a").to_string();
+        assert_eq!(index(&[("v1", &a), ("v2", &a)]).only("l").unwrap(), digest("a"));
+    }
+
+    #[test]
+    fn what_is_no_index_is_malformed_and_an_empty_one_has_nothing() {
+        for text in ["null", "[]", "", "{\"manifests\":3}", "\u{feff}{}"] {
+            assert!(matches!(Index::parse(text.as_bytes(), "i"), Err(SourceError::Malformed { .. })), "{text}");
+        }
+        for text in ["{}", "{\"manifests\":null}", "{\"manifests\":[null]}"] {
+            let index = Index::parse(text.as_bytes(), "i").unwrap();
+            assert!(matches!(index.only("l"), Err(SourceError::NotFound(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_index_in_the_index_is_not_followed() {
+        let digest = digest("a");
+        let text = format!(
+            r#"{{"manifests":[{{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"{digest}","size":1}}]}}"#
+        );
+        let error = Index::parse(text.as_bytes(), "i").unwrap().only("l").unwrap_err().to_string();
+        assert!(error.contains("index of several manifests"), "{error}");
+    }
+
+    #[test]
+    fn a_parent_is_never_found_by_its_tag_alone() {
+        let a = digest("a").to_string();
+        let parent = Reference::parse_parent("base:v1").unwrap();
+        let find = |name: &str| {
+            let names = spellings(&parent);
+            index(&[(name, &a)]).named(|name| names.iter().any(|spelling| spelling == name), "l").unwrap()
+        };
+        assert_eq!(find("v1"), None);
+        assert_eq!(find("other/base:v1"), None);
+        assert_eq!(find("base:v1"), Some(digest("a")));
+        assert_eq!(find("localhost/base:v1"), Some(digest("a")));
+        let remote = Reference::parse_parent("ghcr.io/acme/base").unwrap();
+        assert_eq!(spellings(&remote), ["ghcr.io/acme/base:latest", "ghcr.io/acme/base"]);
+    }
+}

@@ -1,0 +1,181 @@
+//! A registry that speaks the OCI distribution protocol.
+//!
+//! One fetcher serves tags, manifests, blobs and ranges: it reads no more than was asked for, whatever
+//! the registry sends, and ends in time. `oci-client` asks for tokens; it reads manifests and the
+//! answer to a tag without `Docker-Content-Digest` whole, whatever their size, so those do not go through it.
+
+mod auth;
+mod certificates;
+mod failure;
+mod http;
+mod request;
+mod scheme;
+pub(super) mod stream;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use reqwest::Method;
+use reqwest::header::HeaderName;
+
+use crate::buffers::Buffers;
+use crate::digest::Digest;
+use crate::kit::descriptor::Descriptor;
+use crate::reference::RegistryReference;
+use crate::source::METADATA_LIMIT;
+use crate::source::Options;
+use crate::source::SourceError;
+use crate::source::credentials::Credentials;
+use crate::source::registry::auth::Login;
+use crate::source::registry::failure::Failure;
+use crate::source::registry::http::Http;
+use crate::source::registry::request::Part;
+use crate::source::registry::request::Request;
+use crate::source::registry::stream::BlobStream;
+use crate::verify::Unverified;
+
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// The tag that is meant where none is given.
+const DEFAULT_TAG: &str = "latest";
+
+/// One repository in a registry. Clones share connections and the login.
+#[derive(Clone, Debug)]
+pub(super) struct Registry(Arc<Repository>);
+
+#[derive(Debug)]
+struct Repository {
+    reference: RegistryReference,
+    http: Http,
+    login: Login,
+}
+
+impl Registry {
+    /// Prepares to ask a registry; asks nothing yet.
+    pub(super) async fn open(reference: &RegistryReference, options: &Options) -> Result<Self, SourceError> {
+        let http = Http::new(&reference.host, options)?;
+        Self::with(http, reference, options).await
+    }
+
+    /// Another repository; in the same registry it shares the connections of this one.
+    pub(super) async fn sibling(&self, reference: &RegistryReference, options: &Options) -> Result<Self, SourceError> {
+        if reference.host != self.0.reference.host {
+            return Self::open(reference, options).await;
+        }
+        Self::with(self.0.http.clone(), reference, options).await
+    }
+
+    async fn with(http: Http, reference: &RegistryReference, options: &Options) -> Result<Self, SourceError> {
+        let credentials = Credentials::open(options.registry_config.clone(), options.timeout).await?;
+        let login = Login::new(credentials);
+        Ok(Self(Arc::new(Repository { reference: reference.clone(), http, login })))
+    }
+
+    pub(super) fn host(&self) -> &str {
+        &self.0.reference.host
+    }
+
+    /// What the tag names now: by the header that registries send for it, else by the manifest itself.
+    pub(super) async fn resolve(&self) -> Result<Digest, SourceError> {
+        if let Some(digest) = self.0.reference.version.digest {
+            return Ok(digest);
+        }
+        let tag = self.0.reference.version.tag.as_deref().unwrap_or(DEFAULT_TAG);
+        let mut request = Request::new(self, format!("{}:{tag}", self.name()), format!("manifests/{tag}"));
+        let mut method = Method::HEAD;
+        loop {
+            let failure = match request.send(method.clone(), Part::Whole).await {
+                Ok(response) if method == Method::HEAD => {
+                    let digest = response.headers().get(CONTENT_DIGEST).and_then(|digest| digest.to_str().ok()?.parse().ok());
+                    if let Some(digest) = digest {
+                        return Ok(digest);
+                    }
+                    method = Method::GET;
+                    continue;
+                }
+                Ok(response) => match request.body(response, METADATA_LIMIT).await {
+                    Ok(bytes) => return Ok(Digest::of(&bytes)),
+                    Err(failure) => failure,
+                },
+                // Not every registry knows HEAD.
+                Err(Failure::Odd(_)) if method == Method::HEAD => {
+                    method = Method::GET;
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            request.after(failure).await?;
+        }
+    }
+
+    pub(super) async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError> {
+        let mut request = Request::new(self, format!("manifest {digest} in {}", self.name()), format!("manifests/{digest}"));
+        loop {
+            let failure = match request.send(Method::GET, Part::Whole).await {
+                Ok(response) => match request.body(response, METADATA_LIMIT).await {
+                    Ok(bytes) => return Ok(Unverified::new(bytes)),
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            request.after(failure).await?;
+        }
+    }
+
+    /// All of a blob, whose size the caller has looked at.
+    pub(super) async fn blob(&self, blob: &Descriptor) -> Result<Unverified, SourceError> {
+        let mut request = self.blob_request(blob);
+        loop {
+            let failure = match request.send(Method::GET, Part::Whole).await {
+                Ok(response) => match request.body(response, blob.size).await {
+                    Ok(bytes) if bytes.len() as u64 == blob.size => return Ok(Unverified::new(bytes)),
+                    Ok(bytes) => Failure::Short { got: bytes.len() as u64 },
+                    Err(Failure::Longer) => Failure::Size { actual: format!("more than {}", blob.size) },
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            request.after(failure).await?;
+        }
+    }
+
+    /// Part of a blob, straight into a buffer. What arrived before a connection broke is kept.
+    pub(super) async fn range(
+        &self,
+        blob: &Descriptor,
+        range: Range<u64>,
+        buffers: &Buffers,
+    ) -> Result<Unverified, SourceError> {
+        let mut request = self.blob_request(blob);
+        let mut buffer = buffers.take().map_err(|error| SourceError::Local {
+            what: "memory for a range".into(),
+            source: Arc::new(error),
+        })?;
+        buffer.truncate((range.end - range.start) as usize);
+        let mut filled = 0;
+        loop {
+            let part = Part::Range { range: range.start + filled as u64..range.end, size: blob.size };
+            let failure = match request.send(Method::GET, part).await {
+                Ok(response) => match request.fill(response, &mut buffer, &mut filled).await {
+                    Ok(()) => return Ok(Unverified::new(buffer.freeze())),
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            request.after(failure).await?;
+        }
+    }
+
+    pub(super) fn stream(&self, blob: &Descriptor, from: u64) -> BlobStream {
+        BlobStream::new(self.clone(), blob, from)
+    }
+
+    fn blob_request(&self, blob: &Descriptor) -> Request {
+        let what = format!("blob {} in {}", blob.digest, self.name());
+        Request::new(self, what, format!("blobs/{}", blob.digest)).of_size(blob.size)
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.0.reference.host, self.0.reference.repository)
+    }
+}
