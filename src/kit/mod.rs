@@ -2,6 +2,7 @@
 //!
 //! No network and no disk here: functions from bytes to meaning, and to clear refusals.
 
+pub mod tree;
 pub mod index;
 pub mod listing;
 pub mod tar;
