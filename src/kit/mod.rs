@@ -10,6 +10,7 @@ pub mod filter;
 pub mod manifest;
 pub mod media;
 pub mod json;
+pub mod tree;
 pub mod index;
 pub mod listing;
 pub mod tar;

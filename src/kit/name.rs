@@ -96,6 +96,11 @@ impl KitPath {
         Ok(Self(clean.into()))
     }
 
+    /// The path of these names, which lie in a tree: they were parsed, and so was their path.
+    pub(super) fn of_names(names: &[&[u8]]) -> Self {
+        Self(names.join(&b'/').into())
+    }
+
     /// Whether this is the root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
