@@ -14,6 +14,7 @@ pub mod source;
 pub mod store;
 pub mod kit;
 pub mod ledger;
+pub mod fault;
 pub mod verify;
 pub mod buffers;
 pub mod verity;
