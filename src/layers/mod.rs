@@ -419,7 +419,9 @@ impl Layer {
     /// told, as for every content that is not what it should be.
     async fn tell_apart(&self, error: SourceError) -> LayerError {
         let layer = *self.digest();
-        if let SourceError::WrongSize { actual: Some(size), .. } = error {
+        if let SourceError::WrongSize { actual, .. } = &error
+            && let Ok(size) = actual.parse()
+        {
             let blob = Descriptor { size, ..self.spec.descriptor.clone() };
             let mut check = LayerCheck::new(layer);
             let mut stream = self.source.stream(&blob, 0);

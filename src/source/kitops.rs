@@ -64,6 +64,10 @@ impl Store {
         Ok(Self { storage, name: name.clone(), version: version.clone(), blobs, timeout })
     }
 
+    pub(super) fn repository(&self) -> &KitopsName {
+        &self.name
+    }
+
     pub(super) fn blobs(&self) -> &Blobs {
         &self.blobs
     }

@@ -74,6 +74,10 @@ impl Layout {
         Ok(Self { path: path.to_owned(), version: version.clone(), blobs, index: Arc::new(index) })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn name(&self) -> String {
         name(&self.path)
     }

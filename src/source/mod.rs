@@ -24,6 +24,7 @@ use crate::digest::Digest;
 use crate::kit::descriptor::Descriptor;
 use crate::reference::Reference;
 use crate::reference::RegistryReference;
+use crate::reference::Version;
 use crate::source::files::Extent;
 use crate::source::files::ExtentStream;
 use crate::source::kitops::Store;
@@ -115,6 +116,27 @@ impl Source {
         let source = Self { kind: Kind::Registry(registry), ..self.clone() };
         let digest = source.resolve().await?;
         Ok((source, digest))
+    }
+
+    /// The source of a parent whose digest is known: beside the kit if the manifest is there, else at the
+    /// parent's registry. Asks nothing of a network.
+    pub async fn parent_at(&self, parent: &RegistryReference, digest: &Digest) -> Result<Self, SourceError> {
+        let kind = match &self.kind {
+            Kind::Registry(registry) => Kind::Registry(registry.sibling(parent, &self.options).await?),
+            kind if self.extent(digest).await.is_ok() => kind.clone(),
+            _ => Kind::Registry(Registry::open(parent, &self.options).await?),
+        };
+        Ok(Self { kind, ..self.clone() })
+    }
+
+    /// A reference that opens this source again, for the manifest of that digest.
+    pub fn pinned(&self, digest: &Digest) -> Reference {
+        let version = Version { tag: None, digest: Some(*digest) };
+        match &self.kind {
+            Kind::Registry(registry) => Reference::Registry(RegistryReference { version, ..registry.reference() }),
+            Kind::Layout(layout) => Reference::Layout { path: layout.path().to_owned(), version },
+            Kind::Kitops(store) => Reference::Kitops { name: store.repository().clone(), version },
+        }
     }
 
     /// The manifest of that digest, at most [`METADATA_LIMIT`] bytes.

@@ -71,6 +71,10 @@ impl Registry {
         Ok(Self(Arc::new(Repository { reference: reference.clone(), http, login })))
     }
 
+    pub(super) fn reference(&self) -> RegistryReference {
+        self.0.reference.clone()
+    }
+
     pub(super) fn host(&self) -> &str {
         &self.0.reference.host
     }
