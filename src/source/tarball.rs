@@ -190,13 +190,12 @@ mod tests {
 
     #[test]
     fn a_size_in_a_pax_header_counts() {
-        let record = b"16 size=00000100\n".to_vec();
-        let mut bytes = header("pax", EntryType::XHeader, record.len() as u64 - 1).as_bytes().to_vec();
-        bytes.extend(b"15 size=0000100\n");
+        let record = b"16 size=0000100\n";
+        let mut bytes = header("pax", EntryType::XHeader, record.len() as u64).as_bytes().to_vec();
+        bytes.extend(record);
         bytes.resize(1024, 0);
         bytes.extend(header("index.json", EntryType::Regular, 0).as_bytes());
-        bytes.resize(2048 + 1024, 1);
-        bytes[2048..].fill(0);
+        bytes.resize(1536 + 512 + 1024, 0);
         let (file, len) = file(&bytes);
         assert_eq!(members(&file, len).unwrap()["index.json"], 1536..1636);
     }
