@@ -1,0 +1,11 @@
+//! The one integration-test binary: one link, one set of support code, all tests in parallel.
+//!
+//! Each module is one subject; `support` holds the parts that they share. Tests run the real `kitfs` binary,
+//! real kernel mounts and a real registry, each with directories and ports of its own.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(unreachable_pub, reason = "nothing here is reachable from outside; `pub` marks what a module offers")]
+
+mod support;
+
+mod layering;
+mod tidy;

@@ -1,0 +1,9 @@
+//! What the tests share: the binary under test, mounts that clean up, kits, registries, trees to compare.
+
+pub mod host;
+pub mod kit;
+pub mod kitfs;
+pub mod mount;
+pub mod registry;
+pub mod shared;
+pub mod tree;
