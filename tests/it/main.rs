@@ -9,3 +9,9 @@ mod support;
 
 mod layering;
 mod tidy;
+
+mod dependencies;
+mod hostile;
+mod kits;
+mod parents;
+mod sample;

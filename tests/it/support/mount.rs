@@ -117,3 +117,11 @@ impl Drop for Mount<'_> {
         }
     }
 }
+
+/// An extended attribute of a file as text, or the number of the error.
+pub fn attribute(path: &Path, name: &str) -> Result<String, i32> {
+    let mut value = vec![0; 4096];
+    let len = rustix::fs::lgetxattr(path, name, &mut value).map_err(rustix::io::Errno::raw_os_error)?;
+    value.truncate(len);
+    Ok(String::from_utf8(value).expect("our attributes are text"))
+}
