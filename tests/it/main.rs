@@ -10,8 +10,11 @@ mod support;
 mod layering;
 mod tidy;
 
+mod bad_usage;
 mod dependencies;
 mod hostile;
 mod kits;
+mod mount_cli;
+mod own_kits;
 mod parents;
 mod sample;
