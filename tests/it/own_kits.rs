@@ -482,3 +482,19 @@ fn what_two_kits_share_is_fetched_once() {
     let weights = &first.layer("model.v1").digest;
     assert!(!asked.iter().any(|line| line.contains(weights.as_str())), "the weights were fetched twice: {asked:#?}");
 }
+
+#[test]
+fn a_blob_that_rots_in_the_registry_is_5() {
+    for packing in PACKINGS {
+        let Some(registry) = Registry::start(Access::Plain) else { return };
+        let kitfs = Kitfs::new();
+        let kit = Kit::usual("usual").packing(packing).pack();
+        let reference = registry.push(Layout::of(kitfs.path("layout"), &kit).path(), "usual", "v1");
+        let bad = &kit.layer("model.v1").digest;
+        crate::support::kit::flip(&registry.blob(bad));
+        let output = kitfs.run(&["verify", &reference]).expect(5);
+        names_both_digests(&output, bad);
+        let output = kitfs.run(&["cat", &reference, "model/config.json"]).expect(5);
+        assert!(output.stdout.is_empty(), "{packing:?}: unproved bytes were written\n{output}");
+    }
+}
