@@ -10,8 +10,15 @@ mod support;
 mod layering;
 mod tidy;
 
+mod bad_usage;
+mod demo;
 mod dependencies;
+mod docker;
 mod hostile;
 mod kits;
+mod many_files;
+mod mount_cli;
+mod own_kits;
 mod parents;
+mod readers;
 mod sample;
