@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod mounts;
 pub mod fuse;
 pub mod fs;
 pub mod resolve;
