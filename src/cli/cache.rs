@@ -85,11 +85,9 @@ fn verify(kits: &Kits) -> Result<(), Error> {
     }
     match document.bad.first() {
         None => Ok(()),
-        Some(bad) => Err(Error::Damaged {
-            count: document.bad.len(),
-            digest: bad.digest.clone(),
-            error: bad.error.clone(),
-        }),
+        Some(bad) => {
+            Err(Error::Damaged { count: document.bad.len(), digest: bad.digest.clone(), error: bad.error.clone() })
+        }
     }
 }
 
@@ -99,9 +97,7 @@ fn prune(kits: &Kits) -> Result<(), Error> {
     let (freed, bytes) = removed.map_err(Error::Look)?;
     match kits.config().output {
         Output::Json => print::json(&CachePruning { freed, bytes }),
-        Output::Text => {
-            print::text(|out| writeln!(out, "freed {}, {} stay", print::size(freed), print::size(bytes)))
-        }
+        Output::Text => print::text(|out| writeln!(out, "freed {}, {} stay", print::size(freed), print::size(bytes))),
     }
 }
 

@@ -61,7 +61,7 @@ pub fn pieces(files: &KitFs, inode: Inode) -> impl Stream<Item = Result<Verified
             at += piece.len() as u64;
             pieces.push(piece);
         }
-        Ok(stream::iter(pieces.into_iter().map(Ok)))
+        Ok::<_, Error>(stream::iter(pieces.into_iter().map(Ok)))
     };
     stream::iter(starts).map(read).buffered(READ_AHEAD).try_flatten()
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use crate::config::ConfigError;
 use crate::fs::FsError;
 use crate::fs::ReadError;
-use crate::kit::filter::InvalidFilter;
 use crate::kit::name::KitPath;
 use crate::layers::LayerError;
 use crate::reference::InvalidReference;
@@ -30,9 +29,6 @@ pub enum Error {
     /// The reference is none.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
-    /// A filter is none.
-    #[error(transparent)]
-    Filter(#[from] InvalidFilter),
     /// Messages cannot go where they should.
     #[error("cannot write messages to --log-file")]
     Log(#[source] io::Error),

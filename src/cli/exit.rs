@@ -65,12 +65,9 @@ impl Exit {
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {
         match error {
-            Error::Usage(_)
-            | Error::Config(_)
-            | Error::Reference(_)
-            | Error::Filter(_)
-            | Error::Log(_)
-            | Error::Target { .. } => Self::Usage,
+            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } => {
+                Self::Usage
+            }
             Error::NoSuchPath { .. } => Self::NotFound,
             Error::Damaged { .. } | Error::Manifest { .. } => Self::Mismatch,
             Error::Store(_)
@@ -142,7 +139,7 @@ impl From<&FsError> for Exit {
     fn from(error: &FsError) -> Self {
         match error {
             FsError::Layer(error) => (&**error).into(),
-            FsError::Conflict { .. } | FsError::Tree(_) => Self::Failure,
+            FsError::Conflict { .. } | FsError::Kitfile { .. } | FsError::Tree(_) => Self::Failure,
         }
     }
 }

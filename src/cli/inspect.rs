@@ -36,7 +36,9 @@ pub async fn run(kits: &Kits, reference: &str) -> Result<(), Error> {
         manifest: raw(&manifest(kits, link).await?),
         kitfile: match link.manifest.artifact {
             Artifact::ModelKit => raw(&link.config),
-            Artifact::ModelPack => link.manifest.annotations.get(KITFILE_ANNOTATION).and_then(|json| raw(json.as_bytes())),
+            Artifact::ModelPack => {
+                link.manifest.annotations.get(KITFILE_ANNOTATION).and_then(|json| raw(json.as_bytes()))
+            }
         },
         layers: layers.collect(),
         index: None,

@@ -11,7 +11,6 @@ use crate::cli::error::Error;
 use crate::cli::progress;
 use crate::config::Config;
 use crate::fs::KitFs;
-use crate::kit::filter::Filter;
 use crate::layers::Layer;
 use crate::layers::Workshop;
 use crate::reference::Reference;
@@ -56,10 +55,9 @@ impl Kits {
 
     /// The kit that a reference names, after the filters. What its user should know is logged.
     pub async fn resolve(&self, reference: &str) -> Result<Kit, Error> {
-        let filters: Vec<Filter> = self.config.filters.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         let reference: Reference = reference.parse()?;
         let (freshness, options) = (self.config.freshness, &self.config.source);
-        let kit = Kit::resolve(&self.workshop, &reference, &filters, freshness, options).await?;
+        let kit = Kit::resolve(&self.workshop, &reference, &self.config.filters, freshness, options).await?;
         kit.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(kit)
     }

@@ -74,10 +74,7 @@ pub fn find(files: &KitFs, reference: &str, path: &OsStr) -> Result<Inode, Error
         relative => KitPath::parse(relative).ok(),
     };
     let inode = parsed.and_then(|path| files.tree().find(&path));
-    inode.ok_or_else(|| Error::NoSuchPath {
-        path: text::name(bytes),
-        reference: reference.into(),
-    })
+    inode.ok_or_else(|| Error::NoSuchPath { path: text::name(bytes), reference: reference.into() })
 }
 
 /// One line of a listing.

@@ -7,10 +7,10 @@
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -165,7 +165,8 @@ fn move_entry(from: &OwnedFd, to: &OwnedFd, tree: &Tree, inode: Inode) -> Result
 
 /// Makes a directory and those above it, noting which ones were not there.
 fn make_folders(directory: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
-    let missing: Vec<_> = directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    let missing: Vec<_> =
+        directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
     for path in missing.into_iter().rev() {
         fs::create_dir(path)?;
         made.push(path.into());
