@@ -1,7 +1,8 @@
 //! From a reference to a kit: what a mount, or any command, starts from.
 //!
 //! A tag is asked once. From then on everything is by digest: the manifest, its config, its layers, and
-//! those of its parents, each of which is pinned when it is first looked up. What is small and proved is
+//! those of its parents, each of which is pinned when it is first looked up. The policies see that digest
+//! and what lies beside it, and no link of the chain is more than a manifest before they let it through. What is small and proved is
 //! kept in the store, so that a kit that was seen once needs no network.
 
 use std::sync::Arc;
@@ -12,20 +13,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::fault::Fault;
+use crate::kit::config::KITFILE_ANNOTATION;
 use crate::kit::contents;
 use crate::kit::contents::Contents;
 use crate::kit::contents::KitError;
+use crate::kit::descriptor::Descriptor;
 use crate::kit::filter::Filter;
 use crate::kit::manifest::Manifest;
 use crate::kit::manifest::ManifestError;
+use crate::kit::media::Artifact;
 use crate::layers::Layer;
 use crate::layers::Workshop;
+use crate::policy;
+use crate::policy::Admitted;
+use crate::policy::Decision;
+use crate::policy::Named;
+use crate::policy::Policies;
+use crate::policy::Request;
 use crate::reference::Reference;
 use crate::reference::RegistryReference;
+use crate::reference::Version;
 use crate::source;
 use crate::source::Source;
 use crate::source::SourceError;
 use crate::store::SeenTag;
+use crate::trust::Limits;
+use crate::trust::Material;
+use crate::trust::TrustError;
 use crate::verify::DigestMismatch;
 use crate::verify::Unverified;
 use crate::verify::Verified;
@@ -58,6 +72,36 @@ pub enum Resolved {
     Digest,
 }
 
+/// What is asked for, and who decides whether it may be had.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// The kit.
+    pub reference: &'a Reference,
+    /// The names under which policies know it: [`policy::names`] of what somebody typed.
+    pub names: &'a [String],
+    /// Which parts of it.
+    pub filters: &'a [Filter],
+    /// Whether its source is asked.
+    pub freshness: Freshness,
+    /// How its source is reached.
+    pub source: &'a source::Options,
+    /// Who decides.
+    pub policies: &'a Policies,
+    /// How much of what lies beside it is looked at.
+    pub limits: &'a Limits,
+    /// Whether anybody looks for signatures that no policy needs.
+    pub signatures: Signatures,
+}
+
+/// Whether signatures are looked for that no policy needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signatures {
+    /// No.
+    Needed,
+    /// Yes, to show or to keep them. Where that fails, a warning says so.
+    All,
+}
+
 /// A kit, and the parents it refers to, each at the digest it had when it was looked up.
 #[derive(Debug)]
 pub struct Kit {
@@ -65,8 +109,36 @@ pub struct Kit {
     pub links: Vec<Link>,
     /// How the digest of the first became known.
     pub resolved: Resolved,
+    /// What the policies said of each link; nothing where a mount goes on that was let through before.
+    pub decisions: Vec<Decision>,
     /// What somebody should know who uses the kit.
     pub warnings: Vec<String>,
+}
+
+/// A kit that could not be had, or may not, and what was seen of it before that was clear.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Unresolved {
+    /// Why.
+    #[source]
+    pub error: ResolveError,
+    /// The links whose manifest and config were proved.
+    pub seen: Vec<Seen>,
+    /// How the digest of the first became known.
+    pub resolved: Option<Resolved>,
+    /// What the policies said of those that were decided about.
+    pub decisions: Vec<Decision>,
+}
+
+/// What the manifest of a kit says, whoever lets it through.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// How it was named.
+    pub reference: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// All layers of the kit that was asked for; of a parent those that are taken from it.
+    pub layers: Vec<Descriptor>,
 }
 
 /// One kit of a chain.
@@ -86,6 +158,26 @@ pub struct Link {
     pub config: Verified<Bytes>,
     /// What it consists of, after the filters.
     pub contents: Contents,
+    /// Says that the policies let it through.
+    pub admitted: Admitted,
+}
+
+/// A link before the policies were asked.
+struct Candidate {
+    reference: String,
+    digest: Digest,
+    source: Arc<Source>,
+    manifest_bytes: Verified<Bytes>,
+    manifest: Verified<Manifest>,
+    config: Verified<Bytes>,
+    contents: Contents,
+}
+
+/// How a link was named.
+struct Name<'a> {
+    reference: String,
+    names: &'a [String],
+    version: &'a Version,
 }
 
 /// What another process needs to open the same kit again without asking a tag.
@@ -105,36 +197,21 @@ struct PinnedLink {
     at: String,
     manifest: Vec<u8>,
     config: Vec<u8>,
+    admitted: Admitted,
 }
 
 impl Kit {
-    /// Looks a kit up, and the parents it refers to.
-    pub async fn resolve(
-        workshop: &Workshop,
-        reference: &Reference,
-        filters: &[Filter],
-        freshness: Freshness,
-        options: &source::Options,
-    ) -> Result<Self, ResolveError> {
-        let source = Source::open(reference, options, &workshop.buffers).await?;
-        let (digest, resolved) = ask(workshop, &source, reference, freshness).await?;
-        let mut kit = Self { links: Vec::new(), resolved, warnings: Vec::new() };
-        if resolved == Resolved::Cache {
-            kit.warnings.push(format!("{reference} was not asked for: using {digest}, which it named last"));
-        }
-        kit.add_link(workshop, reference.to_string(), digest, Arc::new(source), filters).await?;
-        let Some(filters) = Filter::for_parent(filters) else { return Ok(kit) };
-        while let Some(parent) = kit.links.last().and_then(|link| link.contents.parent.clone()) {
-            if kit.links.len() > MAX_LINKS {
-                return Err(ResolveError::TooManyParents { reference: reference.to_string() });
+    /// Looks a kit up, and the parents it refers to, and asks the policies about each.
+    pub async fn resolve(workshop: &Workshop, query: &Query<'_>) -> Result<Self, Unresolved> {
+        let mut chain = Chain { workshop, query, links: Vec::new(), seen: Vec::new(), decisions: Vec::new(), warnings: Vec::new() };
+        let mut resolved = None;
+        match chain.follow(&mut resolved).await {
+            Ok(resolved) => {
+                let Chain { links, decisions, warnings, .. } = chain;
+                Ok(Self { links, resolved, decisions, warnings })
             }
-            let (source, digest) = kit.find_parent(workshop, &parent, freshness).await?;
-            if kit.links.iter().any(|link| link.digest == digest) {
-                return Err(ResolveError::Loop { parent: parent.to_string(), digest });
-            }
-            kit.add_link(workshop, parent.to_string(), digest, Arc::new(source), &filters).await?;
+            Err(error) => Err(Unresolved { error, seen: chain.seen, resolved, decisions: chain.decisions }),
         }
-        Ok(kit)
     }
 
     /// Opens a kit again at the digests it was pinned to.
@@ -144,9 +221,9 @@ impl Kit {
         filters: &[Filter],
         options: &source::Options,
     ) -> Result<Self, ResolveError> {
-        let mut kit = Self { links: Vec::new(), resolved: pinned.resolved, warnings: Vec::new() };
+        let mut kit = Self { links: Vec::new(), resolved: pinned.resolved, decisions: Vec::new(), warnings: Vec::new() };
         let of_parent = Filter::for_parent(filters).unwrap_or_default();
-        for PinnedLink { reference, at, manifest, config } in &pinned.links {
+        for PinnedLink { reference, at, manifest, config, admitted } in &pinned.links {
             let filters = if kit.links.is_empty() { filters } else { &of_parent };
             let at: Reference = at.parse().map_err(|_| ResolveError::BadPin { at: at.clone() })?;
             let digest = at.version().digest.ok_or_else(|| ResolveError::BadPin { at: at.to_string() })?;
@@ -160,7 +237,8 @@ impl Kit {
             let manifest = manifest.verify(&digest).map_err(mismatch)?;
             let config_digest = manifest.parse::<Manifest>().map_err(|_| ResolveError::BadPin { at: at.to_string() })?;
             let config = config.verify(&config_digest.config.digest).map_err(mismatch)?;
-            kit.links.push(Link::new(reference.clone(), digest, Arc::new(source), manifest, config, filters)?);
+            let candidate = Candidate::new(reference.clone(), digest, Arc::new(source), manifest, config, filters)?;
+            kit.links.push(candidate.admit(admitted.clone()));
         }
         Ok(kit)
     }
@@ -172,6 +250,7 @@ impl Kit {
             at: link.source.pinned(&link.digest).to_string(),
             manifest: link.manifest_bytes.to_vec(),
             config: link.config.to_vec(),
+            admitted: link.admitted.clone(),
         };
         Pinned { links: self.links.iter().map(pin).collect(), resolved: self.resolved }
     }
@@ -179,6 +258,11 @@ impl Kit {
     /// The digest of the kit that was asked for.
     pub fn digest(&self) -> Option<Digest> {
         self.first().map(|link| link.digest)
+    }
+
+    /// What the manifests say.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.links.iter().enumerate().map(|(number, link)| Seen::new(number, &link.reference, link.digest, &link.manifest, &link.contents)).collect()
     }
 
     /// The kit that was asked for.
@@ -200,33 +284,133 @@ impl Kit {
     pub fn kitfile(&self) -> Option<Verified<Bytes>> {
         self.first()?.contents.kitfile.clone()
     }
+}
+
+/// A chain of kits while it is followed.
+struct Chain<'a> {
+    workshop: &'a Workshop,
+    query: &'a Query<'a>,
+    links: Vec<Link>,
+    seen: Vec<Seen>,
+    decisions: Vec<Decision>,
+    warnings: Vec<String>,
+}
+
+impl Chain<'_> {
+    async fn follow(&mut self, resolved: &mut Option<Resolved>) -> Result<Resolved, ResolveError> {
+        let Query { reference, filters, freshness, .. } = *self.query;
+        let source = Source::open(reference, self.query.source, &self.workshop.buffers).await?;
+        let (digest, how) = ask(self.workshop, &source, reference, freshness).await?;
+        *resolved = Some(how);
+        if how == Resolved::Cache {
+            self.warnings.push(format!("{reference} was not asked for: using {digest}, which it named last"));
+        }
+        let name = Name { reference: reference.to_string(), names: self.query.names, version: reference.version() };
+        self.add_link(name, digest, Arc::new(source), filters).await?;
+        let Some(filters) = Filter::for_parent(filters) else { return Ok(how) };
+        while let Some(parent) = self.links.last().and_then(|link| link.contents.parent.clone()) {
+            if self.links.len() > MAX_LINKS {
+                return Err(ResolveError::TooManyParents { reference: reference.to_string() });
+            }
+            let (source, digest) = self.find_parent(&parent).await?;
+            if self.links.iter().any(|link| link.digest == digest) {
+                return Err(ResolveError::Loop { parent: parent.to_string(), digest });
+            }
+            let names = policy::names_of_parent(&parent);
+            let name = Name { reference: parent.to_string(), names: &names, version: &parent.version };
+            self.add_link(name, digest, Arc::new(source), &filters).await?;
+        }
+        Ok(how)
+    }
 
     async fn add_link(
         &mut self,
-        workshop: &Workshop,
-        reference: String,
+        name: Name<'_>,
         digest: Digest,
         source: Arc<Source>,
         filters: &[Filter],
     ) -> Result<(), ResolveError> {
+        let reference = &name.reference;
         let fetch = async || source.manifest(&digest).await;
-        let manifest = small(workshop, &digest, fetch).await.map_err(|error| error.of(&reference))?;
+        let manifest = small(self.workshop, &digest, fetch).await.map_err(|error| error.of(reference))?;
         let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
         let config = manifest.parse::<Manifest>().map_err(no_kit)?.config.clone();
         let fetch = async || source.blob(&config).await;
-        let config = small(workshop, &config.digest, fetch).await.map_err(|error| error.of(&reference))?;
-        let link = Link::new(reference, digest, source, manifest, config, filters)?;
-        self.warnings.extend(link.contents.warnings.iter().cloned());
-        self.links.push(link);
+        let config = small(self.workshop, &config.digest, fetch).await.map_err(|error| error.of(reference))?;
+        let candidate = Candidate::new(reference.clone(), digest, source, manifest, config, filters)?;
+        let Candidate { manifest, contents, .. } = &candidate;
+        self.seen.push(Seen::new(self.links.len(), reference, digest, manifest, contents));
+        let admitted = self.decide(&candidate, &name).await?;
+        self.warnings.extend(candidate.contents.warnings.iter().cloned());
+        self.links.push(candidate.admit(admitted));
         Ok(())
     }
 
-    async fn find_parent(
-        &self,
-        workshop: &Workshop,
-        parent: &RegistryReference,
-        freshness: Freshness,
-    ) -> Result<(Source, Digest), ResolveError> {
+    /// Asks the policies about a link. Until they have answered, nothing but its manifest and config is known.
+    async fn decide(&mut self, candidate: &Candidate, name: &Name<'_>) -> Result<Admitted, ResolveError> {
+        let Query { policies, limits, signatures, .. } = *self.query;
+        let material = match (policies.need_material(name.names), signatures) {
+            (true, _) => self.material(candidate).await?,
+            (false, Signatures::Needed) => Material::default(),
+            (false, Signatures::All) => match self.material(candidate).await {
+                Ok(material) => material,
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                    self.warnings.push(format!("whether {} is signed is not known: {error}{cause}", name.reference));
+                    Material::default()
+                }
+            },
+        };
+        let request = Request {
+            reference: &name.reference,
+            names: name.names.to_vec(),
+            tag: name.version.tag.as_deref(),
+            named: Named::by(name.version),
+            digest: candidate.digest,
+            manifest: &candidate.manifest_bytes,
+            kitfile: kitfile(&candidate.manifest, &candidate.config),
+            parent: candidate.contents.parent.as_ref().map(policy::names_of_parent),
+            child: self.links.last().map(|link| link.reference.as_str()),
+        };
+        let decision = policies.decide(&request, &material, limits);
+        let (reference, digest) = (name.reference.clone(), candidate.digest);
+        let refused = || ResolveError::Refused { reference, digest, reasons: decision.reasons().to_vec() };
+        let admitted = decision.admit().ok_or_else(refused);
+        if decision.verdict() == policy::Verdict::Warn {
+            self.warnings.extend(decision.reasons().iter().map(|reason| format!("policy: {}: {reason}", name.reference)));
+        }
+        self.decisions.push(decision);
+        admitted
+    }
+
+    /// What lies beside a manifest, by its source; where that cannot be reached, what it said last.
+    async fn material(&self, candidate: &Candidate) -> Result<Material, ResolveError> {
+        let Query { freshness, limits, .. } = *self.query;
+        let (digest, store) = (candidate.digest, &self.workshop.store);
+        let is_local = !matches!(candidate.source.pinned(&digest), Reference::Registry(_));
+        let kept = || store.material(&digest).and_then(|bytes| Material::of_bytes(&bytes).ok());
+        if freshness == Freshness::Offline && !is_local {
+            return kept().ok_or_else(|| ResolveError::NeverAsked { reference: candidate.reference.clone() });
+        }
+        match Material::collect(&candidate.source, &digest, limits).await {
+            Ok(material) => {
+                let stored = material.encode().map_err(std::io::Error::other);
+                if let Err(error) = stored.and_then(|bytes| store.keep_material(&digest, &bytes)) {
+                    tracing::warn!(%digest, %error, "cannot keep signatures");
+                }
+                Ok(material)
+            }
+            Err(error) if error.fault() == Fault::Unreachable && freshness == Freshness::Prefer => {
+                let Some(kept) = kept() else { return Err(error.into()) };
+                tracing::warn!(%digest, %error, "signatures are those that were seen last");
+                Ok(kept)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn find_parent(&self, parent: &RegistryReference) -> Result<(Source, Digest), ResolveError> {
+        let (workshop, freshness) = (self.workshop, self.query.freshness);
         let Some(child) = self.links.last() else { return Err(ResolveError::BadPin { at: parent.to_string() }) };
         let named = parent.to_string();
         let seen = || workshop.store.tag(&named);
@@ -246,7 +430,32 @@ impl Kit {
     }
 }
 
+impl Seen {
+    fn new(number: usize, reference: &str, digest: Digest, manifest: &Manifest, contents: &Contents) -> Self {
+        let layers = match number {
+            0 => manifest.layers.clone(),
+            _ => contents.layers.iter().map(|layer| layer.descriptor.clone()).collect(),
+        };
+        Self { reference: reference.into(), digest, layers }
+    }
+}
+
 impl Link {
+    /// The Kitfile, as JSON.
+    pub fn kitfile_json(&self) -> Option<&[u8]> {
+        kitfile(&self.manifest, &self.config)
+    }
+}
+
+/// The Kitfile of a kit, as JSON.
+fn kitfile<'a>(manifest: &'a Manifest, config: &'a [u8]) -> Option<&'a [u8]> {
+    match manifest.artifact {
+        Artifact::ModelKit => Some(config),
+        Artifact::ModelPack => manifest.annotations.get(KITFILE_ANNOTATION).map(|json| json.as_bytes()),
+    }
+}
+
+impl Candidate {
     fn new(
         reference: String,
         digest: Digest,
@@ -264,6 +473,11 @@ impl Link {
         let malformed = |source| ResolveError::Malformed { reference: reference.clone(), digest, source };
         let contents = contents::read(&manifest, &config, filters).map_err(malformed)?;
         Ok(Self { reference, digest, source, manifest_bytes, manifest, config, contents })
+    }
+
+    fn admit(self, admitted: Admitted) -> Link {
+        let Self { reference, digest, source, manifest_bytes, manifest, config, contents } = self;
+        Link { reference, digest, source, manifest_bytes, manifest, config, contents, admitted }
     }
 }
 
@@ -422,6 +636,25 @@ pub enum ResolveError {
         /// The reference.
         reference: String,
     },
+    /// What lies beside a kit could not be had.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// Nobody may be asked for signatures, and nobody was asked before.
+    #[error("signatures of {reference} were never seen by this cache: mount or pull it once without --offline")]
+    NeverAsked {
+        /// The reference.
+        reference: String,
+    },
+    /// A policy says no.
+    #[error("{reference} ({digest}) is refused by policy: {}", reasons.join("; "))]
+    Refused {
+        /// The kit.
+        reference: String,
+        /// Its digest.
+        digest: Digest,
+        /// Why.
+        reasons: Vec<String>,
+    },
     /// The pins of a mount are damaged.
     #[error("{at:?} pins no kit")]
     BadPin {
@@ -438,7 +671,9 @@ impl ResolveError {
             Self::Parent { source: SourceError::Ambiguous { .. }, .. } => Fault::Other,
             Self::Source(error) | Self::Parent { source: error, .. } => error.fault(),
             Self::Mismatch { .. } => Fault::Mismatch,
-            Self::NeverSeen { .. } => Fault::Unreachable,
+            Self::Trust(error) => error.fault(),
+            Self::Refused { .. } => Fault::Refused,
+            Self::NeverSeen { .. } | Self::NeverAsked { .. } => Fault::Unreachable,
             Self::ConfigSize { .. }
             | Self::NoKit { .. }
             | Self::Malformed { .. }

@@ -18,6 +18,8 @@ pub enum Exit {
     Denied,
     /// Content does not match its digest.
     Mismatch,
+    /// A policy refuses it.
+    Refused,
     /// The source could not be reached in time.
     Unreachable,
 }
@@ -31,6 +33,7 @@ impl From<Exit> for u8 {
             Exit::NotFound => 3,
             Exit::Denied => 4,
             Exit::Mismatch => 5,
+            Exit::Refused => 6,
             Exit::Unreachable => 7,
         }
     }
@@ -45,7 +48,7 @@ impl From<Exit> for std::process::ExitCode {
 impl Exit {
     /// The exit that another process of ours has ended with.
     fn of_code(code: u8) -> Self {
-        let exits = [Self::Usage, Self::NotFound, Self::Denied, Self::Mismatch, Self::Unreachable];
+        let exits = [Self::Usage, Self::NotFound, Self::Denied, Self::Mismatch, Self::Refused, Self::Unreachable];
         exits.into_iter().find(|&exit| u8::from(exit) == code).unwrap_or(Self::Failure)
     }
 
@@ -58,7 +61,8 @@ impl Exit {
             Self::Unreachable => 3,
             Self::Denied => 4,
             Self::Mismatch => 5,
-            Self::Usage => 6,
+            Self::Refused => 6,
+            Self::Usage => 7,
         }
     }
 }
@@ -66,7 +70,7 @@ impl Exit {
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {
         match error {
-            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
+            Error::Usage(_) | Error::Config(_) | Error::Policy(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
                 Self::Usage
             }
             Error::NoSuchPath { .. } => Self::NotFound,
@@ -76,6 +80,7 @@ impl From<&Error> for Exit {
             | Error::IsDirectory { .. }
             | Error::Write { .. }
             | Error::CannotMount
+            | Error::Trial { .. }
             | Error::Interrupted
             | Error::Output(_)
             | Error::Stay(_)
@@ -100,6 +105,7 @@ impl From<Fault> for Exit {
             Fault::NotFound => Self::NotFound,
             Fault::Denied => Self::Denied,
             Fault::Mismatch => Self::Mismatch,
+            Fault::Refused => Self::Refused,
             Fault::Unreachable => Self::Unreachable,
         }
     }
