@@ -1,5 +1,7 @@
 //! Exit codes: the same for every command, and decided in this one place.
 
+use std::io;
+
 use crate::cli::error::Error;
 use crate::fault::Fault;
 
@@ -18,6 +20,8 @@ pub enum Exit {
     Denied,
     /// Content does not match its digest.
     Mismatch,
+    /// The policy, or whoever was asked for by a key or an identity, does not allow it.
+    Refused,
     /// The source could not be reached in time.
     Unreachable,
 }
@@ -31,6 +35,7 @@ impl From<Exit> for u8 {
             Exit::NotFound => 3,
             Exit::Denied => 4,
             Exit::Mismatch => 5,
+            Exit::Refused => 6,
             Exit::Unreachable => 7,
         }
     }
@@ -45,7 +50,7 @@ impl From<Exit> for std::process::ExitCode {
 impl Exit {
     /// The exit that another process of ours has ended with.
     fn of_code(code: u8) -> Self {
-        let exits = [Self::Usage, Self::NotFound, Self::Denied, Self::Mismatch, Self::Unreachable];
+        let exits = [Self::Usage, Self::NotFound, Self::Denied, Self::Mismatch, Self::Refused, Self::Unreachable];
         exits.into_iter().find(|&exit| u8::from(exit) == code).unwrap_or(Self::Failure)
     }
 
@@ -58,7 +63,8 @@ impl Exit {
             Self::Unreachable => 3,
             Self::Denied => 4,
             Self::Mismatch => 5,
-            Self::Usage => 6,
+            Self::Refused => 6,
+            Self::Usage => 7,
         }
     }
 }
@@ -80,6 +86,11 @@ impl From<&Error> for Exit {
             | Error::Output(_)
             | Error::Stay(_)
             | Error::Start(_) => Self::Failure,
+            Error::Bundle { .. } => Self::Refused,
+            Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::NotFound,
+            Error::File { .. } => Self::Failure,
+            Error::Root(error) => error.fault().into(),
+            Error::RootUpdate(error) => error.fault().into(),
             Error::Mount(error) => Self::of_code(error.exit_code),
             Error::Umount(error) => Self::of_code(error.exit_code()),
             Error::Status(error) => Self::of_code(error.exit_code()),
