@@ -138,6 +138,14 @@ pub enum Task {
     /// Try policies: is one well formed, what would it say, do its cases hold
     #[command(subcommand, arg_required_else_help = true)]
     Policy(PolicyTask),
+    /// Check one Sigstore bundle against a file or a digest
+    ///
+    /// Asks no network. With --key the key has to be the signer, else the holder of a certificate has to be whom
+    /// the identity options name.
+    VerifyBundle(VerifyBundle),
+    /// The Sigstore roots in use
+    #[command(subcommand, arg_required_else_help = true)]
+    TrustedRoot(TrustedRootTask),
     /// Say what this host can do, and what to change
     Doctor,
 }
@@ -176,6 +184,54 @@ pub enum CacheTask {
     Verify,
     /// Remove what no mount uses
     Prune,
+}
+
+/// What `verify-bundle` checks, and against whom.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct VerifyBundle {
+    /// The bundle
+    #[arg(long, value_name = "FILE")]
+    pub bundle: PathBuf,
+    /// A PEM public key that may be the signer (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+    /// The signer's name in the certificate
+    #[arg(long, value_name = "TEXT", conflicts_with = "certificate_identity_regexp")]
+    pub certificate_identity: Option<String>,
+    /// A regular expression that matches the whole of the signer's name
+    #[arg(long, value_name = "REGEXP")]
+    pub certificate_identity_regexp: Option<String>,
+    /// Who vouches for the name
+    #[arg(long, value_name = "URL", conflicts_with = "certificate_oidc_issuer_regexp")]
+    pub certificate_oidc_issuer: Option<String>,
+    /// A regular expression that matches the whole of who vouches for the name
+    #[arg(long, value_name = "REGEXP")]
+    pub certificate_oidc_issuer_regexp: Option<String>,
+    /// Trust this Sigstore instance in place of the public one
+    #[arg(long, value_name = "FILE")]
+    pub trusted_root: Option<PathBuf>,
+    /// What was signed
+    #[arg(value_name = "FILE_OR_DIGEST")]
+    pub artifact: String,
+}
+
+/// What is to be done about the Sigstore roots.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum TrustedRootTask {
+    /// Show whose certificates, logs and timestamps count
+    Show {
+        /// This one in place of the one in use
+        #[arg(long, value_name = "FILE")]
+        trusted_root: Option<PathBuf>,
+    },
+    /// Fetch the root of the public instance over TUF, or take it from a file
+    ///
+    /// It is kept as STATE_DIR/trusted_root.json and counts from then on in place of the embedded one.
+    Update {
+        /// Take this file in place of asking the network
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+    },
 }
 
 /// A command line that is well formed.

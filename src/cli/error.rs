@@ -19,6 +19,8 @@ use crate::reference::InvalidReference;
 use crate::resolve::ResolveError;
 use crate::source::SourceError;
 use crate::store::StoreError;
+use crate::trust::InvalidRoot;
+use crate::trust::UpdateError;
 use crate::verify::DigestMismatch;
 
 /// Why a command failed.
@@ -142,6 +144,28 @@ pub enum Error {
         directory: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A file that a command was given cannot be read.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no trusted root.
+    #[error(transparent)]
+    Root(#[from] InvalidRoot),
+    /// A trusted root could not be fetched or kept.
+    #[error(transparent)]
+    RootUpdate(#[from] UpdateError),
+    /// A bundle does not prove what it should.
+    #[error("{} is refused: {why}", bundle.display())]
+    Bundle {
+        /// The bundle.
+        bundle: PathBuf,
+        /// Why.
+        why: String,
     },
     /// The doctor's verdict.
     #[error("nothing can be mounted on this host as it is")]

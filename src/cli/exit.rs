@@ -1,5 +1,7 @@
 //! Exit codes: the same for every command, and decided in this one place.
 
+use std::io;
+
 use crate::cli::error::Error;
 use crate::fault::Fault;
 
@@ -85,6 +87,11 @@ impl From<&Error> for Exit {
             | Error::Output(_)
             | Error::Stay(_)
             | Error::Start(_) => Self::Failure,
+            Error::Bundle { .. } => Self::Refused,
+            Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::NotFound,
+            Error::File { .. } => Self::Failure,
+            Error::Root(error) => error.fault().into(),
+            Error::RootUpdate(error) => error.fault().into(),
             Error::Mount(error) => Self::of_code(error.exit_code),
             Error::Umount(error) => Self::of_code(error.exit_code()),
             Error::Status(error) => Self::of_code(error.exit_code()),

@@ -21,7 +21,9 @@ mod print;
 mod progress;
 mod service;
 mod text;
+mod trusted_root;
 mod verify;
+mod verify_bundle;
 
 use std::ffi::OsString;
 use std::io;
@@ -72,6 +74,8 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
     log::start(&config.log, Place::Command, &config.folders.state).map_err(Error::Log)?;
     match task {
         Task::Doctor => diagnose(&config),
+        Task::VerifyBundle(task) => verify_bundle::run(&config, &task),
+        Task::TrustedRoot(task) => trusted_root::run(&config, task),
         Task::Mount { reference, directory } => mount::mount(&config, &reference, &directory),
         Task::Umount { directory } => mount::umount(&config, &directory),
         Task::Status { directory } => mount::status(&config, directory.as_deref()),
@@ -116,6 +120,8 @@ async fn with_kits(config: Config, task: Task) -> Result<(), Error> {
         | Task::Status { .. }
         | Task::Cache(_)
         | Task::Policy(PolicyTask::Check { .. })
+        | Task::VerifyBundle(_)
+        | Task::TrustedRoot(_)
         | Task::Doctor => Ok(()),
     }
 }
