@@ -87,6 +87,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
             keys: config.policy.keys.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             identity: config.policy.identity.clone(),
             trusted_root: config.policy.trusted_root.as_deref().map(absolute).transpose()?,
+            installed_root: config.policy.installed_root.as_deref().map(absolute).transpose()?,
         },
         cache_dir: absolute(&folders.cache)?,
         state_dir: absolute(&folders.state)?,

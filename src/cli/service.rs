@@ -162,6 +162,7 @@ async fn open(
         keys: settings.keys.iter().map(owned).collect(),
         identity: settings.identity.clone(),
         trusted_root: settings.trusted_root.as_ref().map(owned),
+        installed_root: settings.installed_root.as_ref().map(owned),
     })?;
     let query = Query {
         reference: &reference,

@@ -123,4 +123,8 @@ impl Folders {
         };
         Ok(Self { cache, runtime: runtime.unwrap_or_else(|| run_of_state(&state)), state })
     }
+    /// Where an update puts the Sigstore root that counts from then on.
+    pub fn installed_root(&self) -> PathBuf {
+        self.state.join("trusted_root.json")
+    }
 }

@@ -137,13 +137,15 @@ impl Config {
             bytes if bytes < LEAST_MEMORY => Err(format!("{text:?} is too little: at least 8MiB")),
             bytes => Ok(bytes),
         };
+        let folders = Folders::new(
+            path(settings, "cache-dir")?,
+            path(settings, "state-dir")?,
+            path(settings, "runtime-dir")?,
+            environment,
+        )?;
         Ok(Self {
-            folders: Folders::new(
-                path(settings, "cache-dir")?,
-                path(settings, "state-dir")?,
-                path(settings, "runtime-dir")?,
-                environment,
-            )?,
+            policy: policy(settings, &folders, environment)?,
+            folders,
             cache_size: text(settings, "cache-size", values::parse_size)?,
             memory: text(settings, "memory", least)?.unwrap_or(128 << 20),
             source: source::Options {
@@ -158,7 +160,6 @@ impl Config {
                 (false, true) => Freshness::Require,
                 (false, false) => Freshness::Prefer,
             },
-            policy: policy(settings, environment)?,
             filters: filters(settings)?,
             metadata: choice(settings, "metadata", |word| match word {
                 "provisional" => Some(Metadata::Provisional),
@@ -254,7 +255,7 @@ fn readable(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, ConfigError
 
 /// What is named, and the policies of host and user that are there. A policy that cannot even be looked
 /// for is none that can be left out.
-fn policy(settings: &Settings, environment: &Environment) -> Result<policy::Options, ConfigError> {
+fn policy(settings: &Settings, folders: &Folders, environment: &Environment) -> Result<policy::Options, ConfigError> {
     let mut standing = Vec::new();
     for path in environment.policy_files() {
         match std::fs::symlink_metadata(&path) {
@@ -284,6 +285,7 @@ fn policy(settings: &Settings, environment: &Environment) -> Result<policy::Opti
         keys: paths(settings, "key")?,
         identity,
         trusted_root: path(settings, "trusted-root")?,
+        installed_root: Some(folders.installed_root()),
     })
 }
 

@@ -93,6 +93,8 @@ pub struct PolicySettings {
     pub identity: Identity,
     /// `--trusted-root`.
     pub trusted_root: Option<AbsolutePath>,
+    /// The root that an update has put in place of the embedded one.
+    pub installed_root: Option<AbsolutePath>,
 }
 
 /// Where messages of the background processes go, and how many.

@@ -198,3 +198,23 @@ impl Admitted {
         self.audit
     }
 }
+
+/// Says that every policy accepts whoever signed an index that no manifest names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexAdmitted {
+    signers: Vec<String>,
+}
+
+impl IndexAdmitted {
+    /// Admits an index if each policy that has something to say names a signer of it. Without any nobody
+    /// vouches for the index.
+    pub(in crate::policy) fn by(accepted: Vec<Vec<String>>) -> Option<Self> {
+        let is_admitted = !accepted.is_empty() && accepted.iter().all(|signers| !signers.is_empty());
+        is_admitted.then(|| Self { signers: accepted.into_iter().flatten().collect() })
+    }
+
+    /// Who signed it, of those whom the policies accept.
+    pub fn signers(&self) -> &[String] {
+        &self.signers
+    }
+}

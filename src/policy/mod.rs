@@ -25,6 +25,7 @@ use jiff::Timestamp;
 
 pub use decision::Admitted;
 pub use decision::Decision;
+pub use decision::IndexAdmitted;
 pub use decision::Shown;
 pub use decision::SignerKind;
 pub use decision::Verdict;
@@ -40,6 +41,7 @@ pub use trial::Expectation;
 pub use trial::Found;
 pub use trial::Trial;
 
+use crate::digest::Digest;
 use crate::policy::decision::Opinion;
 use crate::policy::evidence::Evidence;
 use crate::policy::file::Otherwise;
@@ -51,6 +53,7 @@ use crate::policy::rule::SignatureBlock;
 use crate::policy::rule::Signers;
 use crate::policy::signer::Signer;
 use crate::policy::signer::Wanted;
+use crate::trust::InvalidRoot;
 use crate::trust::Limits;
 use crate::trust::Material;
 use crate::trust::PublicKey;
@@ -70,6 +73,8 @@ pub struct Options {
     /// `--trusted-root`. It counts for what was given with it, not for the policies of host and user: who
     /// may choose the root could choose who signs.
     pub trusted_root: Option<PathBuf>,
+    /// Where an update has put the root that counts where none is named; without one it is the embedded one.
+    pub installed_root: Option<PathBuf>,
 }
 
 /// An identity and its issuer, each exact or as a regular expression.
@@ -91,6 +96,8 @@ pub struct Policies {
     policies: Vec<Loaded>,
     /// The root of `--trusted-root`.
     root: Option<TrustedRoot>,
+    /// Where an update has put the root that counts where none is named.
+    installed_root: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -123,7 +130,7 @@ impl Policies {
         if let Some(policy) = of_flags(options)? {
             policies.push(Loaded { policy, root: root.clone() });
         }
-        Ok(Self { policies, root })
+        Ok(Self { policies, root, installed_root: options.installed_root.clone() })
     }
 
     /// The policy in one file.
@@ -173,13 +180,44 @@ impl Policies {
         self.decide_at(request, now.unwrap_or_else(Timestamp::now), |keys, root| {
             let root = match root {
                 Some(root) => root.clone(),
-                None => match TrustedRoot::embedded() {
+                None => match self.standing_root() {
                     Ok(root) => root,
                     Err(error) => return Evidence::unusable(file::chain(&error)),
                 },
             };
             Evidence::examine(material, &request.digest, keys, &root, limits)
         })
+    }
+
+    /// Decides about an index that the manifest of a kit does not name: it counts where every policy that
+    /// applies to the kit says who may sign one, and one of them did. `material` is what lies beside `index`.
+    pub fn admit_index(
+        &self,
+        names: &[String],
+        index: &Digest,
+        material: &Material,
+        limits: &Limits,
+    ) -> Option<IndexAdmitted> {
+        let accepted = self.policies.iter().map(|Loaded { policy, root }| {
+            let rule = policy.rule_for(names)?;
+            let root = match rule.trusted_root.as_ref().or(root.as_ref()) {
+                Some(root) => root.clone(),
+                None => self.standing_root().ok()?,
+            };
+            let evidence = Evidence::examine(material, index, &rule.keys, &root, limits);
+            let wanted = |signer: &&Signer| rule.indexes.iter().any(|wanted| wanted.accepts(signer));
+            let signers = evidence.signatures.iter().map(|seal| &seal.signer).filter(wanted);
+            Some(signers.map(Signer::to_string).collect())
+        });
+        IndexAdmitted::by(accepted.collect::<Option<_>>()?)
+    }
+
+    /// The root that counts where none is named.
+    fn standing_root(&self) -> Result<TrustedRoot, InvalidRoot> {
+        match &self.installed_root {
+            Some(path) => TrustedRoot::standing(path),
+            None => TrustedRoot::embedded(),
+        }
     }
 
     /// Decides about one kit at a time, on what `examine` finds with keys and a root.

@@ -5,11 +5,10 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use regorus::Engine;
-use regorus::ExecutionTimerConfig;
+use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::Value;
 use regorus::PolicyLengthConfig;
 
@@ -126,14 +125,6 @@ fn one_line(text: &str) -> String {
 /// Why Rego gives no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegoError {
-    /// It cannot be read.
-    #[error("cannot read {}: {why}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        why: String,
-    },
     /// It is no Rego.
     #[error("{name} is not Rego: {why}")]
     Invalid {
