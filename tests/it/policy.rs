@@ -334,3 +334,71 @@ fn explain_says_which_rule_and_which_condition() {
     let without = kitfs.run(&["policy", "explain", &reference, "-o", "json"]).expect(0).json();
     assert_eq!(without, serde_json::json!({"decision": "none", "rule": null, "conditions": []}));
 }
+
+/// A public key that nobody has the private half of: examples need one to name.
+const SOME_KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEFpYxy3ZfZfynG9eF8e5AxQp76fK8\n\
+    M96G0SmdxmEhAEnjlWabcYZdg2lbKJHIrDocHq4e0hq3+3AdNdEYxwirhQ==\n-----END PUBLIC KEY-----\n";
+/// Another.
+const OTHER_KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEJiG6/yGsBk/1+q3tHQT5tIBcfC47\n\
+    5pm6sYE2bAlBVhcxjzCuyM9uEEewycHUIa6N9xUsi6D9bvxqRT1/6UyEwg==\n-----END PUBLIC KEY-----\n";
+
+#[test]
+fn every_example_of_the_documentation_is_what_it_says() {
+    let kitfs = Kitfs::new();
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/policy.md")).unwrap();
+    let folder = kitfs.path("examples");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("release.pub"), SOME_KEY).unwrap();
+    std::fs::write(folder.join("scanner.pub"), OTHER_KEY).unwrap();
+    std::fs::write(folder.join("root.json"), kitfs::trust::TrustedRoot::embedded().unwrap().json()).unwrap();
+    let mut names = Vec::new();
+    for block in text.split("```").skip(1).step_by(2) {
+        let (_, block) = block.split_once("\n# ").expect("an example starts with the name of its file");
+        let (name, content) = block.split_once('\n').unwrap();
+        std::fs::write(folder.join(name), content).unwrap();
+        names.push(name.to_owned());
+    }
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names.iter().filter(|name| name.ends_with(".toml")) {
+        let path = folder.join(name);
+        let command = if name == "tests.toml" { "test" } else { "check" };
+        kitfs.run(&["policy", command, path.to_str().unwrap()]).expect(0);
+    }
+}
+
+#[test]
+fn cases_that_do_not_hold_are_told() {
+    let kitfs = Kitfs::new();
+    write(&kitfs, "some.pub", SOME_KEY);
+    write(&kitfs, "other.pub", OTHER_KEY);
+    write(
+        &kitfs,
+        "policy.toml",
+        "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"ghcr.io/**\"\nparents = [\"ghcr.io/base/*\"]\nreferences = \"digest\"\n\
+         [[rule.signature]]\nany = [{ key = \"some.pub\" }, { key = \"other.pub\" }]\nat_least = 2\n\
+         [[rule.signature]]\nall = [{ key = \"some.pub\" }]\nlog = true\n",
+    );
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let signed = "signature = [{ key = \"some.pub\", logged_at = \"2026-01-01T00:00:00Z\" }, { key = \"other.pub\" }]";
+    let cases = write(
+        &kitfs,
+        "cases.toml",
+        &format!(
+            "version = 1\npolicy = \"policy.toml\"\n\
+             [[case]]\nname = \"good\"\nreference = \"ghcr.io/a@{digest}\"\nexpect = \"allow\"\n{signed}\n\
+             [[case]]\nname = \"by tag\"\nreference = \"ghcr.io/a:v1\"\nexpect = \"deny\"\nbecause = \"is a tag\"\n{signed}\n\
+             [[case]]\nname = \"base\"\nreference = \"ghcr.io/a@{digest}\"\nexpect = \"deny\"\nparent = \"docker.io/x:v1\"\n{signed}\n\
+             [[case]]\nname = \"one\"\nreference = \"ghcr.io/a@{digest}\"\nexpect = \"deny\"\nbecause = \"by 1 of them\"\nsignature = [{{ key = \"other.pub\" }}]\n\
+             [[case]]\nname = \"elsewhere\"\nreference = \"quay.io/a:v1\"\nexpect = \"allow\"\n\
+             [[case]]\nname = \"wrong\"\nreference = \"ghcr.io/a:v1\"\nexpect = \"allow\"\n"
+        ),
+    );
+    let output = kitfs.run(&["policy", "test", &cases, "-o", "json"]).expect(1).says("1 of 6 cases");
+    let document = output.json();
+    assert_eq!(document["ok"], false);
+    let bad: Vec<_> = document["cases"].as_array().unwrap().iter().filter(|case| case["ok"] == false).collect();
+    assert_eq!(bad.len(), 1, "{document}");
+    assert_eq!((&bad[0]["name"], &bad[0]["decision"]), (&Value::from("wrong"), &Value::from("deny")));
+}
