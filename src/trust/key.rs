@@ -27,9 +27,9 @@ use ed25519_dalek::Signature as Ed25519Signature;
 use ed25519_dalek::VerifyingKey as Ed25519Key;
 use sha2::Digest as _;
 use sha2::Sha512;
+use sigstore_types::DerPublicKey;
 use x509_cert::der::Decode;
 use x509_cert::der::asn1::ObjectIdentifier;
-use x509_cert::der::pem;
 use x509_cert::spki::SubjectPublicKeyInfoRef;
 
 use crate::digest::Digest;
@@ -71,13 +71,9 @@ pub enum KeyKind {
 impl PublicKey {
     /// Reads a PEM `PUBLIC KEY`, as `cosign generate-key-pair` and `cosign public-key` write it.
     pub fn from_pem(text: &[u8]) -> Result<Self, InvalidKey> {
-        let start = text.iter().position(|byte| *byte == b'-').ok_or(InvalidKey::NoPem)?;
-        let text = text.get(start..).unwrap_or_default();
-        let (label, der) = pem::decode_vec(text).map_err(|_| InvalidKey::NoPem)?;
-        match label {
-            "PUBLIC KEY" => Self::from_der(&der),
-            other => Err(InvalidKey::Label(other.chars().take(40).collect())),
-        }
+        let text = str::from_utf8(text).map_err(|_| InvalidKey::NoPem("it is not text".into()))?;
+        let der = DerPublicKey::from_pem(text).map_err(|error| InvalidKey::NoPem(error.to_string()))?;
+        Self::from_der(der.as_bytes())
     }
 
     /// Reads a DER SubjectPublicKeyInfo.
@@ -232,12 +228,9 @@ impl std::fmt::Debug for PublicKey {
 /// Why something is not a public key that signatures can be checked with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
-    /// No PEM.
-    #[error("it is no PEM public key")]
-    NoPem,
-    /// PEM of something else.
-    #[error("it is a PEM {0:?}, not a PUBLIC KEY")]
-    Label(String),
+    /// No PEM, or of something else.
+    #[error("it is no PEM public key: {0}")]
+    NoPem(String),
     /// Not the structure that it should be.
     #[error("it is malformed: {0}")]
     Malformed(String),

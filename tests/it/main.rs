@@ -23,3 +23,4 @@ mod parents;
 mod policy;
 mod readers;
 mod sample;
+mod trust;
