@@ -317,3 +317,6 @@ fn of_flags(options: &Options) -> Result<Option<Policy>, PolicyError> {
     }
     Ok(Some(Policy { name: "the command line".into(), default: Otherwise::Deny, rules: vec![rule] }))
 }
+
+#[cfg(test)]
+mod tests;

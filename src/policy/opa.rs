@@ -282,3 +282,86 @@ pub enum BundleError {
         file: String,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_lc_rs::encoding::AsDer;
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
+    use aws_lc_rs::signature::EcdsaKeyPair;
+    use aws_lc_rs::signature::KeyPair;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    fn key_pair() -> (EcdsaKeyPair, PublicKey) {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let der = AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
+        let public = PublicKey::from_der(der.as_ref()).unwrap();
+        (pair, public)
+    }
+
+    fn token(pair: &EcdsaKeyPair, alg: &str, listed: &[(&str, &str)]) -> String {
+        let files: Vec<_> = listed.iter().map(|(name, content)| {
+            let hash = hex::encode(Sha256::digest(content.as_bytes()));
+            json!({"name": name, "hash": hash, "algorithm": "SHA-256"})
+        }).collect();
+        let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(json!({"alg": alg})), part(json!({"files": files})));
+        let signature = pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    fn archive(files: &[(&str, &str)], tokens: &[String]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let signatures = json!({"signatures": tokens}).to_string();
+        for (name, content) in files.iter().copied().chain([("/.signatures.json", signatures.as_str())]) {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_mode(0o644);
+            header.set_cksum();
+            tar.append(&header, content.as_bytes()).unwrap();
+        }
+        tar.into_inner().unwrap().finish().unwrap()
+    }
+
+    const MODULE: &str = "package kitfs\nallow if data.a.limit == 3";
+    const DATA: &str = "{ \"limit\": 3,\n \"also\": [1.50, \"x\"] }";
+    /// The same as OPA hashes it.
+    const CANONICAL: &str = "{\"also\":[1.50,\"x\"],\"limit\":3}";
+
+    #[test]
+    fn a_bundle_that_the_key_signed_gives_modules_and_data() {
+        let (pair, public) = key_pair();
+        let token = token(&pair, "ES256", &[("kitfs.rego", MODULE), ("a/data.json", CANONICAL)]);
+        let bundle = Bundle::open(&archive(&[("/kitfs.rego", MODULE), ("/a/data.json", DATA)], &[token]), &public).unwrap();
+        assert_eq!(bundle.modules, [("kitfs.rego".to_owned(), MODULE.to_owned())]);
+        let rego = crate::policy::rego::Rego::compile("b", &bundle.modules, &bundle.data, "kitfs").unwrap();
+        assert!(rego.answer("{}").unwrap().allowed);
+    }
+
+    #[test]
+    fn a_bundle_that_is_not_all_signed_is_none() {
+        let (pair, public) = key_pair();
+        let (_, other) = key_pair();
+        let files = [("kitfs.rego", MODULE)];
+        let good = token(&pair, "ES256", &files);
+        let open = |files: &[(&str, &str)], tokens: &[String], key: &PublicKey| Bundle::open(&archive(files, tokens), key);
+        assert!(open(&files, &[good.clone()], &public).is_ok());
+        assert!(matches!(open(&files, &[], &public), Err(BundleError::Unsigned)));
+        assert!(matches!(open(&files, &[good.clone(), good.clone()], &public), Err(BundleError::Unsigned)));
+        assert!(matches!(open(&files, &[good.clone()], &other), Err(BundleError::OtherKey { .. })));
+        assert!(matches!(open(&[("kitfs.rego", "package kitfs")], &[good.clone()], &public), Err(BundleError::Mismatch { .. })));
+        assert!(matches!(open(&[], &[good.clone()], &public), Err(BundleError::Missing { .. })));
+        assert!(matches!(open(&[files[0], ("b.rego", MODULE)], &[good], &public), Err(BundleError::NotListed { .. })));
+        for alg in ["none", "HS256", "RS256", "ES384"] {
+            assert!(open(&files, &[token(&pair, alg, &files)], &public).is_err(), "{alg}");
+        }
+        let wasm = [("policy.wasm", "x")];
+        assert!(matches!(open(&wasm, &[token(&pair, "ES256", &wasm)], &public), Err(BundleError::Unsupported { .. })));
+        for bytes in [&b""[..], b"x", &[0x1f, 0x8b]] {
+            assert!(Bundle::open(bytes, &public).is_err());
+        }
+    }
+}

@@ -1,5 +1,8 @@
 //! What a policy is asked about: one kit, as somebody named it.
 
+use std::path::Component;
+use std::path::Path;
+
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::reference::RegistryReference;
@@ -50,10 +53,10 @@ pub fn names(reference: &Reference) -> Vec<String> {
     match reference {
         Reference::Registry(reference) => vec![format!("{}/{}", reference.host, reference.repository)],
         Reference::Layout { path, .. } => {
-            let mut names = vec![format!("oci:{}", path.display())];
-            if let Ok(absolute) = std::path::absolute(path) {
-                names.push(format!("oci:{}", absolute.display()));
-            }
+            let typed = (!turns_back(path)).then(|| path.clone());
+            let absolute = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
+            let mut names: Vec<_> =
+                typed.into_iter().chain(absolute).map(|path| format!("oci:{}", path.display())).collect();
             names.dedup();
             names
         }
@@ -64,6 +67,19 @@ pub fn names(reference: &Reference) -> Vec<String> {
     }
 }
 
+/// Whether a path leaves a folder that it names: `a/../b` is nothing in `a`, whatever a pattern sees.
+fn turns_back(path: &Path) -> bool {
+    let mut inside = false;
+    path.components().any(|component| match component {
+        Component::ParentDir => inside,
+        Component::Normal(_) => {
+            inside = true;
+            false
+        }
+        _ => false,
+    })
+}
+
 /// The names of a kit that another one builds on.
 pub fn names_of_parent(parent: &RegistryReference) -> Vec<String> {
     let name = format!("{}/{}", parent.host, parent.repository);
@@ -71,5 +87,39 @@ pub fn names_of_parent(parent: &RegistryReference) -> Vec<String> {
         // KitOps' word for its local store.
         "localhost" => vec![name, format!("kit:{}", parent.repository)],
         _ => vec![name],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_without_tag_and_digest() {
+        let digest = Digest::of(b"");
+        for (reference, name) in [
+            ("ghcr.io/acme/llm:v1".to_owned(), "ghcr.io/acme/llm"),
+            (format!("localhost:5000/llm@{digest}"), "localhost:5000/llm"),
+            ("kit:llm:v1".to_owned(), "kit:llm"),
+            ("kit:ghcr.io/acme/llm:v1".to_owned(), "kit:ghcr.io/acme/llm"),
+            ("oci:/nonexistent/a:v1".to_owned(), "oci:/nonexistent/a"),
+        ] {
+            assert_eq!(names(&reference.parse().unwrap()), [name], "{reference}");
+        }
+    }
+
+    #[test]
+    fn a_layout_has_the_name_that_was_typed_and_where_it_is() {
+        let here = std::env::current_dir().unwrap();
+        let absolute = |path: &str| format!("oci:{}", here.join(path).display());
+        assert_eq!(names(&"oci:src:v1".parse().unwrap()), ["oci:src".to_owned(), absolute("src")]);
+        // Not what lies in a folder that the path leaves again.
+        assert_eq!(names(&"oci:src/../docs:v1".parse().unwrap()), [absolute("docs")]);
+    }
+
+    #[test]
+    fn a_parent_without_a_registry_is_local() {
+        let parent = Reference::parse_parent("base:v1").unwrap();
+        assert_eq!(names_of_parent(&parent), ["localhost/base", "kit:base"]);
     }
 }

@@ -128,29 +128,6 @@ fn every_policy_of_the_table_decides_as_the_table_says_from_the_layout() {
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
-/// Pushes a layout as it is: what is named under its name, what is not by its digest, lists last.
-fn push(registry: &Registry, layout: &Path, repository: &str) {
-    let read = |digest: &str| std::fs::read(layout.join("blobs").join(digest.replace(':', "/"))).ok();
-    let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
-    let mut manifests: Vec<_> = index["manifests"].as_array().unwrap().iter().collect();
-    let is_list = |manifest: &&Value| manifest["mediaType"] == "application/vnd.oci.image.index.v1+json";
-    manifests.sort_by_key(is_list);
-    for descriptor in manifests {
-        let digest = descriptor["digest"].as_str().unwrap();
-        let bytes = read(digest).unwrap();
-        let manifest: Value = serde_json::from_slice(&bytes).unwrap();
-        let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
-        for part in layers.iter().chain(manifest.get("config")) {
-            let digest = part["digest"].as_str().unwrap();
-            if let Some(bytes) = read(digest) {
-                registry.push_blob(repository, digest, bytes);
-            }
-        }
-        let name = descriptor["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap_or(digest);
-        registry.push_manifest(repository, name, descriptor["mediaType"].as_str().unwrap(), bytes);
-    }
-}
-
 #[test]
 fn every_policy_of_the_table_decides_the_same_in_a_registry_and_without_it_once_pulled() {
     let Some((folder, rows)) = rows() else { return };
@@ -162,7 +139,7 @@ fn every_policy_of_the_table_decides_the_same_in_a_registry_and_without_it_once_
         let layout = row.reference.strip_prefix("oci:layouts/").unwrap().split(':').next().unwrap();
         let reference = pushed.entry(layout.to_owned()).or_insert_with(|| {
             let repository = format!("signed/{layout}");
-            push(&registry, &folder.join("layouts").join(layout), &repository);
+            registry.push_all(&folder.join("layouts").join(layout), &repository);
             format!("{}/{repository}:1.0", registry.host())
         });
         let policy = write(&kitfs, &format!("{}.toml", row.name), &toml(&folder, &row.policy, Condition::Pointer));
