@@ -15,3 +15,4 @@ mod hostile;
 mod kits;
 mod parents;
 mod sample;
+mod source;
