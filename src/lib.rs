@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod mounts;
 pub mod fuse;
 pub mod fs;
 pub mod resolve;
@@ -14,6 +15,7 @@ pub mod source;
 pub mod store;
 pub mod kit;
 pub mod ledger;
+pub mod fault;
 pub mod verify;
 pub mod buffers;
 pub mod verity;

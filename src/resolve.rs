@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::fault::Fault;
 use crate::kit::contents;
 use crate::kit::contents::Contents;
 use crate::kit::contents::KitError;
@@ -18,7 +19,6 @@ use crate::kit::filter::Filter;
 use crate::kit::manifest::Manifest;
 use crate::kit::manifest::ManifestError;
 use crate::layers::Layer;
-use crate::layers::LayerError;
 use crate::layers::Workshop;
 use crate::reference::Reference;
 use crate::reference::RegistryReference;
@@ -78,7 +78,9 @@ pub struct Link {
     pub digest: Digest,
     /// Where it comes from.
     pub source: Arc<Source>,
-    /// Its manifest.
+    /// Its manifest, as it is stored.
+    pub manifest_bytes: Verified<Bytes>,
+    /// Its manifest, read.
     pub manifest: Verified<Manifest>,
     /// Its config.
     pub config: Verified<Bytes>,
@@ -89,10 +91,20 @@ pub struct Link {
 /// What another process needs to open the same kit again without asking a tag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
-    /// For each link how it was named, and a reference with its digest that opens its source.
-    pub links: Vec<(String, String)>,
-    /// How the digest of the first became known.
-    pub resolved: Resolved,
+    links: Vec<PinnedLink>,
+    resolved: Resolved,
+}
+
+/// One kit of a chain, pinned. Manifest and config come along because the store may have lost them by
+/// then; they are checked against their digests again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct PinnedLink {
+    /// How it was named.
+    reference: String,
+    /// A reference with its digest, which opens its source.
+    at: String,
+    manifest: Vec<u8>,
+    config: Vec<u8>,
 }
 
 impl Kit {
@@ -134,19 +146,33 @@ impl Kit {
     ) -> Result<Self, ResolveError> {
         let mut kit = Self { links: Vec::new(), resolved: pinned.resolved, warnings: Vec::new() };
         let of_parent = Filter::for_parent(filters).unwrap_or_default();
-        for (named, at) in &pinned.links {
+        for PinnedLink { reference, at, manifest, config } in &pinned.links {
             let filters = if kit.links.is_empty() { filters } else { &of_parent };
             let at: Reference = at.parse().map_err(|_| ResolveError::BadPin { at: at.clone() })?;
             let digest = at.version().digest.ok_or_else(|| ResolveError::BadPin { at: at.to_string() })?;
-            let source = Source::open(&at, options, &workshop.buffers).await?;
-            kit.add_link(workshop, named.clone(), digest, Arc::new(source), filters).await?;
+            // A source that is gone is no reason to stop showing what is here.
+            let source = match Source::open(&at, options, &workshop.buffers).await {
+                Ok(source) => source,
+                Err(error) => Source::lost(&at, error, options, &workshop.buffers),
+            };
+            let [manifest, config] = [manifest, config].map(|bytes| Unverified::new(bytes.clone()));
+            let mismatch = |source| ResolveError::Mismatch { reference: reference.clone(), source };
+            let manifest = manifest.verify(&digest).map_err(mismatch)?;
+            let config_digest = manifest.parse::<Manifest>().map_err(|_| ResolveError::BadPin { at: at.to_string() })?;
+            let config = config.verify(&config_digest.config.digest).map_err(mismatch)?;
+            kit.links.push(Link::new(reference.clone(), digest, Arc::new(source), manifest, config, filters)?);
         }
         Ok(kit)
     }
 
     /// What another process needs to open this kit.
     pub fn pinned(&self) -> Pinned {
-        let pin = |link: &Link| (link.reference.clone(), link.source.pinned(&link.digest).to_string());
+        let pin = |link: &Link| PinnedLink {
+            reference: link.reference.clone(),
+            at: link.source.pinned(&link.digest).to_string(),
+            manifest: link.manifest_bytes.to_vec(),
+            config: link.config.to_vec(),
+        };
         Pinned { links: self.links.iter().map(pin).collect(), resolved: self.resolved }
     }
 
@@ -178,33 +204,15 @@ impl Kit {
         source: Arc<Source>,
         filters: &[Filter],
     ) -> Result<(), ResolveError> {
-        let manifest = small(workshop, &digest, async || source.manifest(&digest).await)
-            .await
-            .map_err(|error| error.of(&reference))?;
-        let manifest = manifest.parse::<Manifest>().map_err(|source| ResolveError::NoKit {
-            reference: reference.clone(),
-            digest,
-            source,
-        })?;
-        let config = &manifest.config;
-        let config = small(workshop, &config.digest, async || source.blob(config).await)
-            .await
-            .map_err(|error| error.of(&reference))?;
-        if config.len() as u64 != manifest.config.size {
-            return Err(ResolveError::ConfigSize {
-                reference,
-                digest: manifest.config.digest,
-                said: manifest.config.size,
-                actual: config.len() as u64,
-            });
-        }
-        let contents = contents::read(&manifest, &config, filters).map_err(|source| ResolveError::Malformed {
-            reference: reference.clone(),
-            digest,
-            source,
-        })?;
-        self.warnings.extend(contents.warnings.iter().cloned());
-        self.links.push(Link { reference, digest, source, manifest, config, contents });
+        let fetch = async || source.manifest(&digest).await;
+        let manifest = small(workshop, &digest, fetch).await.map_err(|error| error.of(&reference))?;
+        let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
+        let config = manifest.parse::<Manifest>().map_err(no_kit)?.config.clone();
+        let fetch = async || source.blob(&config).await;
+        let config = small(workshop, &config.digest, fetch).await.map_err(|error| error.of(&reference))?;
+        let link = Link::new(reference, digest, source, manifest, config, filters)?;
+        self.warnings.extend(link.contents.warnings.iter().cloned());
+        self.links.push(link);
         Ok(())
     }
 
@@ -230,6 +238,27 @@ impl Kit {
         let seen = seen().ok_or_else(|| ResolveError::NeverSeen { reference: named.clone() })?;
         let digest = seen.digest;
         Ok((child.source.parent_at(parent, &digest).await?, digest))
+    }
+}
+
+impl Link {
+    fn new(
+        reference: String,
+        digest: Digest,
+        source: Arc<Source>,
+        manifest_bytes: Verified<Bytes>,
+        config: Verified<Bytes>,
+        filters: &[Filter],
+    ) -> Result<Self, ResolveError> {
+        let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
+        let manifest = manifest_bytes.parse::<Manifest>().map_err(no_kit)?;
+        if config.len() as u64 != manifest.config.size {
+            let (digest, said, actual) = (manifest.config.digest, manifest.config.size, config.len() as u64);
+            return Err(ResolveError::ConfigSize { reference, digest, said, actual });
+        }
+        let malformed = |source| ResolveError::Malformed { reference: reference.clone(), digest, source };
+        let contents = contents::read(&manifest, &config, filters).map_err(malformed)?;
+        Ok(Self { reference, digest, source, manifest_bytes, manifest, config, contents })
     }
 }
 
@@ -360,9 +389,6 @@ pub enum ResolveError {
         /// Why.
         source: KitError,
     },
-    /// A layer could not be listed.
-    #[error(transparent)]
-    Layer(#[from] Arc<LayerError>),
     /// A parent could not be had.
     #[error("cannot find the parent {parent}")]
     Parent {
@@ -397,4 +423,21 @@ pub enum ResolveError {
         /// What was pinned.
         at: String,
     },
+}
+
+impl ResolveError {
+    /// What kind of failure this is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Source(error) | Self::Parent { source: error, .. } => error.fault(),
+            Self::Mismatch { .. } => Fault::Mismatch,
+            Self::NeverSeen { .. } => Fault::Unreachable,
+            Self::ConfigSize { .. }
+            | Self::NoKit { .. }
+            | Self::Malformed { .. }
+            | Self::TooManyParents { .. }
+            | Self::Loop { .. }
+            | Self::BadPin { .. } => Fault::Other,
+        }
+    }
 }

@@ -244,6 +244,7 @@ mod tests {
     use crate::config::Config;
     use crate::config::Environment;
     use crate::config::Output;
+    use crate::kit::filter::Filter;
 
     fn parse(line: &str) -> Result<Invocation, clap::Error> {
         Invocation::parse(std::iter::once("kitfs").chain(line.split_whitespace()).map(OsString::from))
@@ -284,7 +285,8 @@ mod tests {
     #[test]
     fn repeated_options_add_up_or_the_last_one_counts() {
         let config = config("ls kit:a --filter model --filter code:x,y --memory 64MiB --plain-http --plain-http=false");
-        assert_eq!(config.filters, ["model", "code:x,y"]);
+        let filters: Vec<Filter> = ["model", "code:x,y"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(config.filters, filters);
         assert!(!config.source.plain_http);
     }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::digest::Digest;
+use crate::resolve::Resolved;
 
 /// What `verify` and `pull` print.
 #[derive(Debug, Serialize)]
@@ -56,18 +57,6 @@ impl Verification {
     }
 }
 
-/// What said which digest a reference has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Resolved {
-    /// The kit's source, just now.
-    Registry,
-    /// This cache, which remembers what the source last said.
-    Cache,
-    /// The reference itself.
-    Digest,
-}
-
 /// One layer of a kit or of its parents.
 #[derive(Debug, Serialize)]
 pub struct Layer {
@@ -99,6 +88,19 @@ pub enum LayerStatus {
     Unreadable,
     /// It was not looked at.
     Unchecked,
+}
+
+impl LayerStatus {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Mismatch => "mismatch",
+            Self::Missing => "missing",
+            Self::Unreadable => "unreadable",
+            Self::Unchecked => "unchecked",
+        }
+    }
 }
 
 /// A kit that another one builds on.
@@ -134,7 +136,7 @@ pub struct Listing {
     pub entries: Vec<Entry>,
 }
 
-/// One file, directory or link.
+/// One file or directory.
 #[derive(Debug, Serialize)]
 pub struct Entry {
     /// Its path in the kit.
@@ -147,10 +149,10 @@ pub struct Entry {
     pub size: u64,
     /// Permission bits in octal: `0644`.
     pub mode: String,
-    /// The layer that has it; for the Kitfile the config; none for directories that no layer names.
+    /// The layer that has it; for the Kitfile the config; none for a directory, which layers share.
     pub layer: Option<Digest>,
-    /// What is known of its content; none for what has no content.
-    pub state: Option<FileState>,
+    /// What is known of its content, as its extended attribute says it.
+    pub state: &'static str,
 }
 
 /// A path that JSON can hold, or its bytes in base64.
@@ -182,22 +184,6 @@ pub enum EntryKind {
     File,
     /// A directory.
     Dir,
-    /// A symbolic link.
-    Symlink,
-}
-
-/// What is known of a file's content on this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FileState {
-    /// Nothing of it is here.
-    Absent,
-    /// Some of it is here.
-    Partial,
-    /// Its name and size are read ahead of the proof of its layer.
-    Provisional,
-    /// All of it is here and proved.
-    Verified,
 }
 
 /// What `inspect` prints.
@@ -208,7 +194,7 @@ pub struct Inspection {
     /// The digest of the manifest.
     pub digest: Digest,
     /// The manifest as it is.
-    pub manifest: Box<RawValue>,
+    pub manifest: Option<Box<RawValue>>,
     /// The Kitfile, as JSON.
     pub kitfile: Option<Box<RawValue>>,
     /// The layers of the kit and of its parents.
@@ -232,6 +218,21 @@ pub struct InspectedLayer {
     pub size: u64,
     /// The manifest that names it.
     pub kit: Digest,
+}
+
+/// What `export` prints.
+#[derive(Debug, Serialize)]
+pub struct Export {
+    /// The reference as it was given.
+    pub reference: String,
+    /// The digest of the manifest.
+    pub digest: Option<Digest>,
+    /// Where the files are.
+    pub directory: String,
+    /// How many files were written.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
 }
 
 /// What `cache info` prints.
@@ -369,7 +370,7 @@ mod tests {
                 size: 1,
                 mode: "0644".into(),
                 layer: Some(digest()),
-                state: Some(FileState::Absent),
+                state: "absent",
             };
             let value = serde_json::to_value(&entry).unwrap();
             assert_eq!(value[member.0], member.1);

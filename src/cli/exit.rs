@@ -1,4 +1,12 @@
-//! Exit codes: the same for every command.
+//! Exit codes: the same for every command, and decided in this one place.
+
+use crate::chunks::ChunkError;
+use crate::cli::error::Error;
+use crate::fs::FsError;
+use crate::fs::ReadError;
+use crate::layers::LayerError;
+use crate::resolve::ResolveError;
+use crate::source::SourceError;
 
 /// How a command ended, as scripts see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +48,9 @@ impl From<Exit> for std::process::ExitCode {
 }
 
 impl Exit {
-    /// The one that is told where several things went wrong with layers: 5 before 4, 7, 3, 1.
-    pub fn worst(exits: impl IntoIterator<Item = Self>) -> Self {
-        let rank = |exit: &Self| match exit {
+    /// Where it stands when several things went wrong with layers: 5 before 4, 7, 3, 1.
+    pub fn rank(self) -> u8 {
+        match self {
             Self::Done => 0,
             Self::Failure => 1,
             Self::NotFound => 2,
@@ -50,8 +58,99 @@ impl Exit {
             Self::Denied => 4,
             Self::Mismatch => 5,
             Self::Usage => 6,
-        };
-        exits.into_iter().max_by_key(rank).unwrap_or(Self::Done)
+        }
+    }
+}
+
+impl From<&Error> for Exit {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } => {
+                Self::Usage
+            }
+            Error::NoSuchPath { .. } => Self::NotFound,
+            Error::Damaged { .. } | Error::Manifest { .. } => Self::Mismatch,
+            Error::Store(_)
+            | Error::Look(_)
+            | Error::IsDirectory { .. }
+            | Error::Write { .. }
+            | Error::CannotMount
+            | Error::Interrupted
+            | Error::Output(_)
+            | Error::Start(_) => Self::Failure,
+            Error::Resolve(error) => error.into(),
+            Error::Source(error) => error.into(),
+            Error::Layer(error) => (&**error).into(),
+            Error::Fs(error) => error.into(),
+            Error::Read { source, .. } => source.into(),
+        }
+    }
+}
+
+impl From<&SourceError> for Exit {
+    fn from(error: &SourceError) -> Self {
+        match error {
+            SourceError::NotFound(_) => Self::NotFound,
+            SourceError::Denied { .. } => Self::Denied,
+            SourceError::Unreachable { .. } => Self::Unreachable,
+            SourceError::Ambiguous { .. } | SourceError::Configuration { .. } => Self::Usage,
+            SourceError::Malformed { .. }
+            | SourceError::WrongSize { .. }
+            | SourceError::NoRanges(_)
+            | SourceError::Local { .. } => Self::Failure,
+        }
+    }
+}
+
+impl From<&ResolveError> for Exit {
+    fn from(error: &ResolveError) -> Self {
+        match error {
+            // A parent is the kit's business: its author named it, nobody typed it.
+            ResolveError::Parent { source: SourceError::Ambiguous { .. }, .. } => Self::Failure,
+            ResolveError::Source(source) | ResolveError::Parent { source, .. } => source.into(),
+            ResolveError::Mismatch { .. } => Self::Mismatch,
+            ResolveError::Layer(error) => (&**error).into(),
+            ResolveError::NeverSeen { .. } => Self::Unreachable,
+            ResolveError::ConfigSize { .. }
+            | ResolveError::NoKit { .. }
+            | ResolveError::Malformed { .. }
+            | ResolveError::TooManyParents { .. }
+            | ResolveError::Loop { .. }
+            | ResolveError::BadPin { .. } => Self::Failure,
+        }
+    }
+}
+
+impl From<&LayerError> for Exit {
+    fn from(error: &LayerError) -> Self {
+        match error {
+            LayerError::Source { source, .. } => source.into(),
+            LayerError::Silent { .. } => Self::Unreachable,
+            LayerError::Mismatch { .. } => Self::Mismatch,
+            LayerError::Malformed { .. }
+            | LayerError::OtherStory { .. }
+            | LayerError::Store { .. }
+            | LayerError::Stopped { .. } => Self::Failure,
+        }
+    }
+}
+
+impl From<&FsError> for Exit {
+    fn from(error: &FsError) -> Self {
+        match error {
+            FsError::Layer(error) => (&**error).into(),
+            FsError::Conflict { .. } | FsError::Kitfile { .. } | FsError::Tree(_) => Self::Failure,
+        }
+    }
+}
+
+impl From<&ReadError> for Exit {
+    fn from(error: &ReadError) -> Self {
+        match error {
+            ReadError::Chunk(ChunkError::Layer(error)) => (&**error).into(),
+            ReadError::Chunk(ChunkError::Lost { .. }) | ReadError::IsDirectory => Self::Failure,
+            ReadError::NoSuchInode => Self::NotFound,
+        }
     }
 }
 
@@ -62,16 +161,8 @@ mod tests {
     #[test]
     fn a_mismatch_is_told_before_everything_else_that_happens_to_layers() {
         use Exit::{Denied, Done, Failure, Mismatch, NotFound, Unreachable};
-        for (exits, expected) in [
-            (&[][..], 0),
-            (&[Done, Done], 0),
-            (&[Done, Failure], 1),
-            (&[NotFound, Failure], 3),
-            (&[NotFound, Unreachable], 7),
-            (&[Unreachable, Denied], 4),
-            (&[Denied, Mismatch, Unreachable], 5),
-        ] {
-            assert_eq!(u8::from(Exit::worst(exits.iter().copied())), expected, "{exits:?}");
-        }
+        let mut exits = [Done, Mismatch, NotFound, Denied, Failure, Unreachable];
+        exits.sort_by_key(|exit| std::cmp::Reverse(exit.rank()));
+        assert_eq!(exits.map(u8::from), [5, 4, 7, 3, 1, 0]);
     }
 }

@@ -1,10 +1,136 @@
 //! The command `kitfs`: arguments in, text or JSON out, and an exit code.
 //!
-//! Nothing is decided here about kits: the commands ask the modules below and show what they say.
+//! Nothing is decided here about kits: the commands ask the modules below and show what they say. What
+//! goes wrong is printed here, once, as one line.
 
 mod arguments;
+mod cache;
+mod cat;
 mod doctor;
 mod documents;
+mod error;
 mod exit;
+mod export;
+mod inspect;
+mod kits;
 mod log;
+mod ls;
+mod print;
+mod progress;
 mod text;
+mod verify;
+
+use std::ffi::OsString;
+use std::io;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+use crate::cli::arguments::Invocation;
+use crate::cli::arguments::Task;
+use crate::cli::documents::Verification;
+use crate::cli::error::Error;
+use crate::cli::exit::Exit;
+use crate::cli::kits::Kits;
+use crate::cli::log::Place;
+use crate::cli::ls::Depth;
+use crate::cli::ls::Detail;
+use crate::cli::verify::Purpose;
+use crate::config::Config;
+use crate::config::Environment;
+use crate::config::Output;
+
+/// Runs the command line, program name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let result = match Invocation::parse(arguments) {
+        Ok(invocation) => carry_out(invocation),
+        Err(error) => help_or_complaint(&error),
+    };
+    match result {
+        Ok(()) => Exit::Done.into(),
+        Err(error) => {
+            let _nobody_reads = writeln!(io::stderr(), "kitfs: {}", text::chain(&error));
+            Exit::from(&error).into()
+        }
+    }
+}
+
+fn carry_out(invocation: Invocation) -> Result<(), Error> {
+    let Invocation { task, settings, config } = invocation;
+    let config = Config::load(settings, config.as_deref(), &Environment::current())?;
+    log::start(&config.log, Place::Command, &config.folders.state).map_err(Error::Log)?;
+    match task {
+        Task::Doctor => diagnose(&config),
+        Task::Cache(task) => cache::run(&Kits::open(config)?, task),
+        task => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;
+            let result = runtime.block_on(with_kits(config, task));
+            // What is still being fetched is nobody's any more.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}
+
+async fn with_kits(config: Config, task: Task) -> Result<(), Error> {
+    let output = config.output;
+    let kits = match (Kits::open(config), &task) {
+        (Ok(kits), _) => kits,
+        (Err(error), Task::Verify { reference } | Task::Pull { reference }) => {
+            let result = Err(error);
+            verify::report(&mut Verification::of(reference), &result, output)?;
+            return result;
+        }
+        (Err(error), _) => return Err(error),
+    };
+    match task {
+        Task::Ls { reference, path, long, recursive } => {
+            let detail = if long { Detail::Long } else { Detail::Path };
+            let depth = if recursive { Depth::Everything } else { Depth::Children };
+            ls::run(&kits, &reference, path.as_deref(), detail, depth).await
+        }
+        Task::Cat { reference, path } => cat::run(&kits, &reference, &path).await,
+        Task::Export { reference, directory } => export::run(&kits, &reference, &directory).await,
+        Task::Inspect { reference } => inspect::run(&kits, &reference).await,
+        Task::Verify { reference } => verify::run(&kits, &reference, Purpose::Check).await,
+        Task::Pull { reference } => verify::run(&kits, &reference, Purpose::Keep).await,
+        Task::Mount { .. } | Task::Umount { .. } | Task::Status { .. } | Task::Cache(_) | Task::Doctor => Ok(()),
+    }
+}
+
+/// Prints help that was asked for; everything else that clap says becomes one line.
+fn help_or_complaint(error: &clap::Error) -> Result<(), Error> {
+    let rendered = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print::text(|out| out.write_all(rendered.as_bytes())),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _nobody_reads = io::stderr().write_all(rendered.as_bytes());
+            Err(Error::Usage("a command is missing".into()))
+        }
+        _ => {
+            let said = rendered.split("\n\n").next().unwrap_or_default();
+            let said = said.strip_prefix("error: ").unwrap_or(said);
+            let words: Vec<_> = said.split_whitespace().collect();
+            Err(Error::Usage(format!("{} (see kitfs --help)", words.join(" "))))
+        }
+    }
+}
+
+fn diagnose(config: &Config) -> Result<(), Error> {
+    let diagnosis = doctor::diagnose(&config.folders);
+    match config.output {
+        Output::Json => print::json(&diagnosis)?,
+        Output::Text => print::text(|out| {
+            for check in &diagnosis.checks {
+                let word = if check.ok { "ok" } else { "--" };
+                writeln!(out, "{word:<3} {:<15} {}", check.name, check.detail)?;
+                if let Some(fix) = &check.fix {
+                    writeln!(out, "{:<19} fix: {fix}", "")?;
+                }
+            }
+            Ok(())
+        })?,
+    }
+    if diagnosis.ok { Ok(()) } else { Err(Error::CannotMount) }
+}

@@ -25,6 +25,10 @@ pub use settings::Scope;
 pub use settings::Setting;
 pub use settings::Settings;
 
+use crate::kit::filter::Filter;
+use crate::kit::filter::InvalidFilter;
+use crate::layers::Metadata;
+use crate::resolve::Freshness;
 use crate::source;
 
 /// Less memory than this cannot carry the parallel fetches of one layer.
@@ -43,8 +47,8 @@ pub struct Config {
     pub source: source::Options,
     /// Whether tags are asked for.
     pub freshness: Freshness,
-    /// Which parts of the kit, as typed; none is all.
-    pub filters: Vec<String>,
+    /// Which parts of the kit; none is all.
+    pub filters: Vec<Filter>,
     /// Whether layers are listed ahead of their proof.
     pub metadata: Metadata,
     /// How it is mounted.
@@ -55,26 +59,6 @@ pub struct Config {
     pub log: Log,
     /// What standard output gets.
     pub output: Output,
-}
-
-/// Whether a tag is asked of its registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
-    /// It is; where the registry cannot be reached the digest last seen counts.
-    Prefer,
-    /// It is, or the command fails.
-    Require,
-    /// It is not: the digest last seen counts.
-    Offline,
-}
-
-/// Whether layers that no index describes are listed from their headers before they are proved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metadata {
-    /// They are, and marked so.
-    Provisional,
-    /// Listing waits for the proof.
-    Verified,
 }
 
 /// How a kit is mounted.
@@ -171,7 +155,7 @@ impl Config {
                 (false, true) => Freshness::Require,
                 (false, false) => Freshness::Prefer,
             },
-            filters: texts(settings, "filter")?,
+            filters: filters(settings)?,
             metadata: choice(settings, "metadata", |word| match word {
                 "provisional" => Some(Metadata::Provisional),
                 "verified" => Some(Metadata::Verified),
@@ -262,6 +246,13 @@ fn readable(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, ConfigError
         }
     }
     Ok(paths)
+}
+
+fn filters(settings: &Settings) -> Result<Vec<Filter>, ConfigError> {
+    let Some(given) = settings.given("filter") else { return Ok(Vec::new()) };
+    let parse =
+        |text: &String| text.parse().map_err(|error: InvalidFilter| ConfigError::bad(&given.origin, error.to_string()));
+    texts(settings, "filter")?.iter().map(parse).collect()
 }
 
 fn mount_options(settings: &Settings) -> Result<MountOptions, ConfigError> {

@@ -10,12 +10,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 
 use crate::buffers::BUFFER;
 use crate::chunks::ChunkError;
 use crate::chunks::Chunks;
 use crate::chunks::FileAt;
 use crate::digest::Digest;
+use crate::fault::Fault;
+use crate::kit::filter::Filter;
+use crate::kit::listing::Certainty;
+use crate::kit::listing::Entry;
+use crate::kit::listing::Listing;
 use crate::kit::tree::Inode;
 use crate::kit::tree::LayerNumber;
 use crate::kit::tree::NodeKind;
@@ -26,6 +32,9 @@ use crate::layers::LayerError;
 use crate::layers::Metadata;
 use crate::layers::Workshop;
 use crate::resolve::Kit;
+use crate::resolve::Pinned;
+use crate::resolve::ResolveError;
+use crate::source;
 use crate::verify::Verified;
 
 /// How many layers are listed at once.
@@ -70,6 +79,35 @@ impl KitFs {
         let size = tree.inodes().filter_map(|inode| tree.node(inode)).fold(0, |size, node| node.size.saturating_add(size));
         let chunks = Chunks::new(Arc::clone(&workshop));
         Ok(Self { kit, layers, tree, size, kitfile, chunks, workshop })
+    }
+
+    /// What another process needs to show the same tree under the same numbers.
+    pub fn handover(&self) -> Handover {
+        let listings = self.layers.iter().map(|layer| layer.listing().map_or((Certainty::Provisional, Vec::new()), |l| (l.certainty(), l.entries().to_vec())));
+        Handover { pinned: self.kit.pinned(), listings: listings.collect(), tree: self.tree.digest() }
+    }
+
+    /// Shows what another process has shown before. The kernel remembers its numbers, so a tree that is
+    /// not exactly the same is refused. The source is not asked.
+    pub async fn take_over(
+        workshop: Arc<Workshop>,
+        handover: Handover,
+        filters: &[Filter],
+        options: &source::Options,
+    ) -> Result<Self, TakeoverError> {
+        let kit = Kit::reopen(&workshop, &handover.pinned, filters, options).await?;
+        let layers = kit.layers(&workshop);
+        for (layer, (certainty, entries)) in layers.iter().zip(handover.listings) {
+            let listing = Listing::new(entries, certainty).map_err(|_| FsError::OtherTree)?;
+            layer.adopt_listing(listing);
+        }
+        let fs = Self::open_layers(workshop, kit, layers, Metadata::Provisional).await?;
+        if fs.tree.digest() == handover.tree { Ok(fs) } else { Err(FsError::OtherTree.into()) }
+    }
+
+    /// Whether a layer could not be had when it was last needed.
+    pub fn is_degraded(&self) -> bool {
+        self.layers.iter().any(|layer| layer.has_failed())
     }
 
     /// The kit that is shown.
@@ -142,6 +180,27 @@ impl KitFs {
     }
 }
 
+/// What a process that serves a mount leaves to the one after it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Handover {
+    pinned: Pinned,
+    /// Each layer's listing, as it was mounted.
+    listings: Vec<(Certainty, Vec<Entry>)>,
+    /// The digest of the tree that they make.
+    tree: Digest,
+}
+
+/// Why a mount cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeoverError {
+    /// The kit cannot be opened again.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// It does not make the same tree.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+}
+
 /// Where the bytes of a range are.
 enum Content<'a> {
     Kitfile(Verified<Bytes>),
@@ -172,12 +231,23 @@ pub enum FsError {
         /// At which path.
         source: TreeError,
     },
+    /// The tree is not the one that the kernel knows.
+    #[error("the tree is not the one that was mounted: mount the kit again")]
+    OtherTree,
     /// The tree cannot be made for another reason.
     #[error("the layers of the kit cannot be merged")]
     Tree(#[source] TreeError),
 }
 
 impl FsError {
+    /// What kind of failure this is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Layer(error) => error.fault(),
+            Self::Conflict { .. } | Self::Kitfile { .. } | Self::Tree(_) | Self::OtherTree => Fault::Other,
+        }
+    }
+
     fn of_tree(error: TreeError, layers: &[Arc<Layer>]) -> Self {
         let digest = |number: LayerNumber| layers.get(number.0 as usize).map(|layer| *layer.digest());
         let both = match &error {
@@ -208,4 +278,15 @@ pub enum ReadError {
     /// The bytes could not be had or proved.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
+}
+
+impl ReadError {
+    /// What kind of failure this is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::NoSuchInode => Fault::NotFound,
+            Self::IsDirectory | Self::Chunk(ChunkError::Lost { .. }) => Fault::Other,
+            Self::Chunk(ChunkError::Layer(error)) => error.fault(),
+        }
+    }
 }

@@ -41,18 +41,19 @@ const BLOCK: u32 = 4096;
 const NAME_MAX: usize = 255;
 
 /// Serves one kit to the kernel.
-#[derive(Debug)]
 pub struct Adapter {
     fs: Arc<KitFs>,
     runtime: Handle,
     owner: (u32, u32),
+    answered: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Adapter {
     /// Serves `fs`; reads that have to wait do so on `runtime`. Files belong to whoever runs this process.
-    pub fn new(fs: Arc<KitFs>, runtime: Handle) -> Self {
+    /// `answered` is called after each answer that could have been the last thing this process did.
+    pub fn new(fs: Arc<KitFs>, runtime: Handle, answered: impl Fn() + Send + Sync + 'static) -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { fs, runtime, owner }
+        Self { fs, runtime, owner, answered: Arc::new(answered) }
     }
 
     fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
@@ -81,14 +82,21 @@ impl Adapter {
         }
     }
 
-    fn child(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+    /// The attributes of what is not there.
+    fn nothing(&self) -> FileAttr {
+        let kind = NodeKind::Dir { children: 0..0, links: 0 };
+        self.attr(Inode(0), &Node { parent: Inode::ROOT, kind, size: 0, mode: 0, mtime: 0 })
+    }
+
+    /// What has that name in a directory; `None` if nothing has.
+    fn child(&self, parent: INodeNo, name: &OsStr) -> Result<Option<FileAttr>, Errno> {
         if name.len() > NAME_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
         let tree = self.fs.tree();
-        let inode = tree.lookup(Inode(parent.0), name.as_bytes()).ok_or(Errno::ENOENT)?;
+        let Some(inode) = tree.lookup(Inode(parent.0), name.as_bytes()) else { return Ok(None) };
         let node = tree.node(inode).ok_or(Errno::ENOENT)?;
-        Ok(self.attr(inode, &node))
+        Ok(Some(self.attr(inode, &node)))
     }
 
     /// The entries of a directory behind cookie `offset`: itself, its parent, its children. A cookie
@@ -109,6 +117,12 @@ impl Adapter {
             (number - children.start + 3, Inode(number), name)
         });
         Ok(itself.into_iter().filter(move |(cookie, ..)| *cookie > offset).chain(rest))
+    }
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter").field("fs", &self.fs).finish_non_exhaustive()
     }
 }
 
@@ -139,9 +153,12 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.child(parent, name) {
-            Ok(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
+            Ok(Some(attr)) => reply.entry(&FOREVER, &attr, Generation(0)),
+            // Number 0 lets the kernel remember that there is nothing, which ENOENT does not.
+            Ok(None) => reply.entry(&FOREVER, &self.nothing(), Generation(0)),
             Err(errno) => reply.error(errno),
         }
+        (self.answered)();
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -149,6 +166,7 @@ impl fuser::Filesystem for Adapter {
             Some(node) => reply.attr(&FOREVER, &self.attr(Inode(inode.0), &node)),
             None => reply.error(Errno::ENOENT),
         }
+        (self.answered)();
     }
 
     fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -175,9 +193,10 @@ impl fuser::Filesystem for Adapter {
         let inode = Inode(inode.0);
         let range = offset..offset.saturating_add(u64::from(size));
         if let Some(bytes) = self.fs.ready(inode, range.clone()) {
-            return reply_verified(reply, &bytes);
+            reply_verified(reply, &bytes);
+            return (self.answered)();
         }
-        let fs = Arc::clone(&self.fs);
+        let (fs, answered) = (Arc::clone(&self.fs), Arc::clone(&self.answered));
         self.runtime.spawn(async move {
             match fs.read(inode, range).await {
                 Ok(bytes) => reply_verified(reply, &bytes),
@@ -187,6 +206,7 @@ impl fuser::Filesystem for Adapter {
                     reply.error(errno::of(&error));
                 }
             }
+            answered();
         });
     }
 

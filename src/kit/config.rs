@@ -19,7 +19,7 @@ use crate::kit::parameter::Parameter;
 use crate::verify::FromVerified;
 
 /// The annotation of a ModelPack's manifest in which KitOps keeps the Kitfile.
-const KITFILE_ANNOTATION: &str = "ml.kitops.modelkit.kitfile";
+pub const KITFILE_ANNOTATION: &str = "ml.kitops.modelkit.kitfile";
 
 /// Annotations of a layer that say where it belongs, in both namespaces.
 pub const FILEPATH_ANNOTATIONS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];

@@ -4,6 +4,8 @@
 //! carries which, and two can be compared. The rules inside one layer live here; the rules between
 //! layers are the tree's.
 
+use serde::{Deserialize, Serialize};
+
 use crate::kit::name::InvalidPath;
 use crate::kit::name::KitPath;
 use crate::kit::tar::Member;
@@ -25,7 +27,7 @@ pub struct Listing {
 }
 
 /// One entry of a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Where it lies in the kit.
     pub path: KitPath,
@@ -38,7 +40,7 @@ pub struct Entry {
 }
 
 /// What an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EntryKind {
     /// A directory.
     Dir,
@@ -50,7 +52,7 @@ pub enum EntryKind {
 }
 
 /// Whether the layer's digest has been checked over what a listing was read from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Certainty {
     /// Not yet: the layer's bytes may turn out to be others.
     Provisional,

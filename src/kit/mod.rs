@@ -4,6 +4,8 @@
 
 pub mod contents;
 pub mod kitfile;
+pub mod yaml;
+pub mod plain;
 pub mod config;
 pub mod parameter;
 pub mod filter;

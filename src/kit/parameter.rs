@@ -11,6 +11,9 @@ use crate::kit::json::Text;
 /// Levels of nesting that are read, the same as of all other JSON.
 const DEPTH_LIMIT: usize = 127;
 
+/// Values in the largest parameters. Each takes much more memory than its two bytes of JSON.
+const COUNT_LIMIT: usize = 1_000_000;
+
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parameter {
@@ -33,18 +36,24 @@ impl<'de> Deserialize<'de> for Parameter {
         // Not through `deserialize_any`: with arbitrary precision a number would arrive there as an
         // object, and an object that looks like it would pass for a number.
         let json = <&RawValue>::deserialize(deserializer)?;
-        Reader { rest: json.get() }.value(DEPTH_LIMIT).map_err(D::Error::custom)
+        Reader { rest: json.get(), values: 0 }.value(DEPTH_LIMIT).map_err(D::Error::custom)
     }
 }
 
 /// Walks through JSON that is known to be well formed.
 struct Reader<'a> {
     rest: &'a str,
+    /// How many values there were so far.
+    values: usize,
 }
 
 impl<'a> Reader<'a> {
     fn value(&mut self, depth: usize) -> Result<Parameter, String> {
         let depth = depth.checked_sub(1).ok_or("parameters are nested too deep")?;
+        self.values += 1;
+        if self.values > COUNT_LIMIT {
+            return Err(format!("parameters have more than {COUNT_LIMIT} values"));
+        }
         match self.peek() {
             Some(b'{') => {
                 let mut members = Vec::new();
@@ -178,6 +187,8 @@ mod tests {
 
     #[test]
     fn what_go_cannot_hold_is_refused() {
+        let long = format!("[{}0]", "0,".repeat(COUNT_LIMIT));
+        assert!(read(&long).unwrap_err().contains("more than 1000000 values"));
         assert!(read("[1e400]").unwrap_err().contains("float"));
         let deep = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(read(&deep(DEPTH_LIMIT)).is_ok());

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
+use crate::fault::Fault;
 use crate::kit::media::Compression;
 use crate::kit::media::Format;
 use crate::kit::contents::KitLayer;
@@ -187,6 +188,11 @@ impl Layer {
             Phase::Proved(index) => Some(Arc::clone(index)),
             _ => None,
         }
+    }
+
+    /// Whether the layer could not be had when it was last asked for.
+    pub fn has_failed(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Failed(..))
     }
 
     /// The listing that the layer is mounted with.
@@ -513,12 +519,22 @@ impl LayerError {
         }
     }
 
+    /// What kind of failure this is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Source { source, .. } => source.fault(),
+            Self::Silent { .. } => Fault::Unreachable,
+            Self::Mismatch { .. } => Fault::Mismatch,
+            Self::Malformed { .. } | Self::OtherStory { .. } | Self::Store { .. } | Self::Stopped { .. } => Fault::Other,
+        }
+    }
+
     fn trouble(&self, layer: &Layer) -> Trouble {
-        let kind = match self {
-            Self::Mismatch { .. } => TroubleKind::Mismatch,
-            Self::Source { source: SourceError::Denied { .. }, .. } => TroubleKind::Denied,
-            Self::Source { source: SourceError::Unreachable { .. }, .. } | Self::Silent { .. } => TroubleKind::Unreachable,
-            Self::Store { .. } => TroubleKind::Store,
+        let kind = match (self, self.fault()) {
+            (Self::Store { .. }, _) => TroubleKind::Store,
+            (_, Fault::Mismatch) => TroubleKind::Mismatch,
+            (_, Fault::Denied) => TroubleKind::Denied,
+            (_, Fault::Unreachable) => TroubleKind::Unreachable,
             _ => TroubleKind::Other,
         };
         let mut trouble = Trouble::new(kind, self);

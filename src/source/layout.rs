@@ -186,7 +186,7 @@ fn spellings(parent: &RegistryReference) -> Vec<String> {
     }
 }
 
-fn name(path: &Path) -> String {
+pub(super) fn name(path: &Path) -> String {
     format!("oci:{}", path.display())
 }
 

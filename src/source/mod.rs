@@ -21,6 +21,7 @@ use std::time::Duration;
 use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
+use crate::fault::Fault;
 use crate::kit::descriptor::Descriptor;
 use crate::reference::Reference;
 use crate::reference::RegistryReference;
@@ -62,6 +63,8 @@ enum Kind {
     Registry(Registry),
     Layout(Layout),
     Kitops(Store),
+    /// A place that could not be opened again, and why.
+    Lost { at: Reference, error: SourceError },
 }
 
 impl Source {
@@ -77,6 +80,13 @@ impl Source {
         Ok(Self { kind, options: Arc::new(options.clone()), buffers: buffers.clone() })
     }
 
+    /// A source that was there once and cannot be opened now: it answers everything with that error, so
+    /// that what the store has of its kits can still be shown.
+    pub fn lost(at: &Reference, error: SourceError, options: &Options, buffers: &Buffers) -> Self {
+        let kind = Kind::Lost { at: at.clone(), error };
+        Self { kind, options: Arc::new(options.clone()), buffers: buffers.clone() }
+    }
+
     /// Asks what a reference names now, once: the digest of its manifest.
     ///
     /// With a digest in the reference, that digest, without asking. Without a tag, `latest` in a
@@ -87,6 +97,7 @@ impl Source {
             Kind::Registry(registry) => registry.resolve().await,
             Kind::Layout(layout) => layout.resolve(),
             Kind::Kitops(store) => store.resolve().await,
+            Kind::Lost { error, .. } => Err(error.clone()),
         }
     }
 
@@ -99,6 +110,7 @@ impl Source {
             Kind::Registry(_) => None,
             Kind::Layout(layout) => layout.parent(parent).await?.map(|(layout, digest)| (Kind::Layout(layout), digest)),
             Kind::Kitops(store) => store.parent(parent).await?.map(|(store, digest)| (Kind::Kitops(store), digest)),
+            Kind::Lost { error, .. } => return Err(error.clone()),
         };
         if let Some((kind, digest)) = beside {
             return Ok((Self { kind, ..self.clone() }, digest));
@@ -111,7 +123,7 @@ impl Source {
         }
         let registry = match &self.kind {
             Kind::Registry(registry) => registry.sibling(parent, &self.options).await?,
-            Kind::Layout(_) | Kind::Kitops(_) => Registry::open(parent, &self.options).await?,
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => Registry::open(parent, &self.options).await?,
         };
         let source = Self { kind: Kind::Registry(registry), ..self.clone() };
         let digest = source.resolve().await?;
@@ -136,6 +148,7 @@ impl Source {
             Kind::Registry(registry) => Reference::Registry(RegistryReference { version, ..registry.reference() }),
             Kind::Layout(layout) => Reference::Layout { path: layout.path().to_owned(), version },
             Kind::Kitops(store) => Reference::Kitops { name: store.repository().clone(), version },
+            Kind::Lost { at, .. } => at.clone(),
         }
     }
 
@@ -143,7 +156,7 @@ impl Source {
     pub async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError> {
         match &self.kind {
             Kind::Registry(registry) => registry.manifest(digest).await,
-            Kind::Layout(_) | Kind::Kitops(_) => {
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => {
                 let extent = self.extent(digest).await?;
                 let len = extent.len();
                 if len > METADATA_LIMIT {
@@ -161,7 +174,7 @@ impl Source {
         }
         match &self.kind {
             Kind::Registry(registry) => registry.blob(blob).await,
-            Kind::Layout(_) | Kind::Kitops(_) => self.exact(blob).await?.read_whole().await,
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => self.exact(blob).await?.read_whole().await,
         }
     }
 
@@ -182,7 +195,7 @@ impl Source {
         }
         match &self.kind {
             Kind::Registry(registry) => registry.range(blob, range, &self.buffers).await,
-            Kind::Layout(_) | Kind::Kitops(_) => self.exact(blob).await?.read(range, &self.buffers).await,
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => self.exact(blob).await?.read(range, &self.buffers).await,
         }
     }
 
@@ -190,7 +203,7 @@ impl Source {
     pub fn stream(&self, blob: &Descriptor, from: u64) -> ByteStream {
         ByteStream(match &self.kind {
             Kind::Registry(registry) => Bytes::Registry(Box::new(registry.stream(blob, from))),
-            Kind::Layout(_) | Kind::Kitops(_) => {
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => {
                 Bytes::Local { source: Box::new(self.clone()), blob: Box::new(blob.clone()), from, open: None }
             }
         })
@@ -202,6 +215,9 @@ impl Source {
             Kind::Registry(registry) => registry.host().to_owned(),
             Kind::Layout(layout) => layout.name(),
             Kind::Kitops(_) => "kit:".to_owned(),
+            Kind::Lost { at: Reference::Layout { path, .. }, .. } => layout::name(path),
+            Kind::Lost { at: Reference::Registry(registry), .. } => registry.host.clone(),
+            Kind::Lost { at: Reference::Kitops { .. }, .. } => "kit:".to_owned(),
         }
     }
 
@@ -209,6 +225,7 @@ impl Source {
         match &self.kind {
             Kind::Layout(layout) => layout.blobs().find(digest).await,
             Kind::Kitops(store) => store.blobs().find(digest).await,
+            Kind::Lost { error, .. } => Err(error.clone()),
             Kind::Registry(registry) => Err(SourceError::NotFound(format!("{digest} on the disk of {}", registry.host()))),
         }
     }
@@ -349,4 +366,17 @@ pub enum SourceError {
         #[source]
         source: Arc<io::Error>,
     },
+}
+
+impl SourceError {
+    /// What kind of failure this is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::NotFound(_) => Fault::NotFound,
+            Self::Denied { .. } => Fault::Denied,
+            Self::Unreachable { .. } => Fault::Unreachable,
+            Self::Ambiguous { .. } | Self::Configuration { .. } => Fault::Usage,
+            Self::Malformed { .. } | Self::WrongSize { .. } | Self::NoRanges(_) | Self::Local { .. } => Fault::Other,
+        }
+    }
 }

@@ -10,9 +10,16 @@ mod support;
 mod layering;
 mod tidy;
 
+mod bad_usage;
+mod demo;
 mod dependencies;
+mod docker;
 mod hostile;
 mod kits;
+mod many_files;
+mod mount_cli;
+mod own_kits;
 mod parents;
+mod readers;
 mod sample;
 mod source;

@@ -35,7 +35,9 @@ use crate::config::LogTarget;
 /// Where a process stands, as far as its messages go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Somebody reads its standard error.
+    /// A person or a script waits for the result, which says itself what went wrong.
+    Command,
+    /// Somebody reads its standard error for as long as it runs.
     Foreground,
     /// Nobody does.
     Background,
@@ -48,23 +50,28 @@ pub fn start(log: &Log, place: Place, state: &Path) -> std::io::Result<()> {
     let target = match (&log.target, place) {
         (Some(target), _) => Some(target.clone()),
         (None, Place::Background) => Some(LogTarget::File(state.join("kitfs.log"))),
-        (None, Place::Foreground) => None,
+        (None, Place::Command | Place::Foreground) => None,
     };
     let quiet = match place {
-        Place::Foreground => Level::WARN,
+        Place::Command | Place::Foreground => Level::WARN,
         Place::Background => Level::INFO,
     };
     let mut sinks = Vec::new();
     if let Some(target) = target {
         sinks.push(Sink::open(&target)?);
     }
-    if place == Place::Foreground {
+    if place != Place::Background {
         sinks.push(Sink::Stderr);
     }
     let level = log.level.unwrap_or(quiet);
     // Libraries speak of themselves on every level; what they say below a warning is for whoever debugs them.
     let others = if level >= Level::TRACE { level } else { level.min(Level::WARN) };
-    let filter = Targets::new().with_default(others).with_target("kitfs", LevelFilter::from_level(level));
+    // A command prints the error that it ends with; the books have it too.
+    let books = match (place, log.level) {
+        (Place::Command, None) => LevelFilter::OFF,
+        _ => level.into(),
+    };
+    let filter = Targets::new().with_default(others).with_target("kitfs", level).with_target("kitfs::ledger", books);
     let layer = Messages(sinks).with_filter(filter);
     // Only a second start in one process can fail, and then the first one's places stay in use.
     let _first_start_counts = tracing_subscriber::registry().with(layer).try_init();

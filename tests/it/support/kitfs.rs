@@ -3,13 +3,13 @@
 //! Every run is checked for what holds for all commands: it ends, it does not panic, its exit code is one of the
 //! documented eight, and it leaves no process behind that holds the caller's output open.
 
-use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ pub struct Kitfs {
     program: PathBuf,
     user: User,
     environment: Vec<(OsString, OsString)>,
-    mounts: Cell<u32>,
+    mounts: AtomicU32,
 }
 
 impl Kitfs {
@@ -60,7 +60,7 @@ impl Kitfs {
                 copy
             }
         };
-        let kitfs = Self { root, program, user, environment: Vec::new(), mounts: Cell::new(0) };
+        let kitfs = Self { root, program, user, environment: Vec::new(), mounts: AtomicU32::new(0) };
         for folder in ["home", "cache", "state", "run", "kitops"] {
             kitfs.own(&kitfs.path(folder));
         }
@@ -88,8 +88,7 @@ impl Kitfs {
 
     /// A directory that does not exist yet, for the next mount.
     pub fn next_directory(&self) -> PathBuf {
-        self.mounts.set(self.mounts.get() + 1);
-        self.path(&format!("mnt-{}", self.mounts.get()))
+        self.path(&format!("mnt-{}", self.mounts.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// A command of `kitfs`, to be given more before it runs.

@@ -1,0 +1,123 @@
+//! Why a command failed: everything that the modules below say, and what only the command line knows.
+//!
+//! It is printed once, in `cli`, as one line; the exit code is decided in `exit`.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::ConfigError;
+use crate::fs::FsError;
+use crate::fs::ReadError;
+use crate::kit::name::KitPath;
+use crate::layers::LayerError;
+use crate::reference::InvalidReference;
+use crate::resolve::ResolveError;
+use crate::source::SourceError;
+use crate::store::StoreError;
+use crate::verify::DigestMismatch;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line is no command line.
+    #[error("{0}")]
+    Usage(String),
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The reference is none.
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    /// Messages cannot go where they should.
+    #[error("cannot write messages to --log-file")]
+    Log(#[source] io::Error),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of the store cannot be used.
+    #[error("cannot look through the store")]
+    Look(#[source] io::Error),
+    /// Something in the store was not what its name says.
+    #[error("{count} damaged in the store, removed; the first: {digest}: {error}")]
+    Damaged {
+        /// How many.
+        count: usize,
+        /// What the first should have been.
+        digest: String,
+        /// What it was.
+        error: String,
+    },
+    /// The reference did not become a kit.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The source did not give a manifest again.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A manifest that was proved before has changed in the source.
+    #[error("manifest of {reference}")]
+    Manifest {
+        /// The kit.
+        reference: String,
+        /// Both digests.
+        source: DigestMismatch,
+    },
+    /// A layer did not hold.
+    #[error(transparent)]
+    Layer(#[from] Arc<LayerError>),
+    /// The kit cannot be shown as files.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// A file of the kit cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: KitPath,
+        /// Why.
+        source: ReadError,
+    },
+    /// The kit has no such path.
+    #[error("there is no {path} in {reference}")]
+    NoSuchPath {
+        /// The path as it was given, escaped.
+        path: String,
+        /// The kit.
+        reference: String,
+    },
+    /// A directory has no content.
+    #[error("{path} is a directory: kitfs ls lists it")]
+    IsDirectory {
+        /// The path.
+        path: KitPath,
+    },
+    /// The directory that a kit should be written into is none that is empty.
+    #[error("cannot export into {}: {why}", directory.display())]
+    Target {
+        /// The directory.
+        directory: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A file could not be written.
+    #[error("cannot write {path} in {}", directory.display())]
+    Write {
+        /// What in the kit.
+        path: KitPath,
+        /// Where to.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The doctor's verdict.
+    #[error("nothing can be mounted on this host as it is")]
+    CannotMount,
+    /// The command was told to end.
+    #[error("interrupted; nothing is left behind")]
+    Interrupted,
+    /// Standard output failed.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+    /// The system did not give what every command needs.
+    #[error("cannot start")]
+    Start(#[source] io::Error),
+}

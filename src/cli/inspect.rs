@@ -1,0 +1,78 @@
+//! `kitfs inspect`: what a kit says of itself. No layer is fetched.
+
+use std::io;
+use std::io::Write;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+use crate::cli::documents::InspectedLayer;
+use crate::cli::documents::Inspection;
+use crate::cli::error::Error;
+use crate::cli::kits::Kits;
+use crate::cli::print;
+use crate::cli::text;
+use crate::config::Output;
+use crate::kit::config::KITFILE_ANNOTATION;
+use crate::kit::media::Artifact;
+use crate::resolve::Link;
+use crate::verify::Verified;
+
+/// Shows manifest, Kitfile and layers.
+pub async fn run(kits: &Kits, reference: &str) -> Result<(), Error> {
+    let kit = kits.resolve(reference).await?;
+    let Some(link) = kit.first() else { return Ok(()) };
+    let layers = kit.links.iter().flat_map(|link| {
+        link.manifest.layers.iter().map(|layer| InspectedLayer {
+            digest: layer.digest,
+            media_type: layer.media_type.clone(),
+            size: layer.size,
+            kit: link.digest,
+        })
+    });
+    let document = Inspection {
+        reference: reference.into(),
+        digest: link.digest,
+        manifest: raw(&manifest(kits, link).await?),
+        kitfile: match link.manifest.artifact {
+            Artifact::ModelKit => raw(&link.config),
+            Artifact::ModelPack => {
+                link.manifest.annotations.get(KITFILE_ANNOTATION).and_then(|json| raw(json.as_bytes()))
+            }
+        },
+        layers: layers.collect(),
+        index: None,
+        signatures: [],
+        attestations: [],
+    };
+    match kits.config().output {
+        Output::Json => print::json(&document),
+        Output::Text => print::text(|out| write(out, &document, kit.kitfile())),
+    }
+}
+
+/// The manifest as its source has it.
+async fn manifest(kits: &Kits, link: &Link) -> Result<Verified<Bytes>, Error> {
+    if let Some(Ok(kept)) = kits.workshop().store.blob(&link.digest).map(|kept| kept.verify(&link.digest)) {
+        return Ok(kept);
+    }
+    let fetched = link.source.manifest(&link.digest).await?;
+    fetched.verify(&link.digest).map_err(|source| Error::Manifest { reference: link.reference.clone(), source })
+}
+
+/// JSON as it stands.
+fn raw(json: &[u8]) -> Option<Box<RawValue>> {
+    RawValue::from_string(String::from_utf8(json.to_vec()).ok()?).ok()
+}
+
+fn write(out: &mut dyn Write, document: &Inspection, kitfile: Option<Verified<Bytes>>) -> io::Result<()> {
+    writeln!(out, "reference  {}", text::line(&document.reference))?;
+    writeln!(out, "digest     {}", document.digest)?;
+    for layer in &document.layers {
+        let size = print::size(layer.size);
+        writeln!(out, "layer      {} {size:>10}  {}", layer.digest, text::name(layer.media_type.as_bytes()))?;
+    }
+    let Some(kitfile) = kitfile else { return Ok(()) };
+    writeln!(out)?;
+    String::from_utf8_lossy(&kitfile).lines().try_for_each(|line| writeln!(out, "{}", text::line(line)))
+}

@@ -1,0 +1,110 @@
+//! The messages between the processes of a mount, direction by direction.
+
+use serde::{Deserialize, Serialize};
+
+use crate::mounts::request::{MountFailure, MountRequest, Progress, Snapshot, Summary};
+use crate::mounts::status::Status;
+
+/// From `kitfs mount` to the holder.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromCaller {
+    /// Mount this.
+    Mount(Box<Order>),
+}
+
+/// What the holder is asked to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    /// The mount to make.
+    pub request: MountRequest,
+    /// There is a mount already: resolve only, and say whether it is the same kit.
+    pub mounted: Option<Summary>,
+}
+
+/// From the holder to `kitfs mount`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToCaller {
+    /// Still at it.
+    Progress(Progress),
+    /// The tree can be listed.
+    Ready(Summary),
+    /// The kit is the one that is mounted already.
+    Same(Summary),
+    /// There is no mount, and nothing is left of it.
+    Failed(MountFailure),
+}
+
+/// From the holder to a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToWorker {
+    /// Prepare this. Comes with the page of [`crate::mounts::beat::Beat`], and after a death with the tree
+    /// of the worker before.
+    Prepare(Box<Task>),
+    /// Shake hands on the socket, and get ready to serve the device. Comes with both.
+    Greet,
+    /// The INIT reply is good: serve.
+    Serve,
+    /// Say how you are, and repeat the number.
+    Report(u64),
+}
+
+/// What a worker is to serve.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Task {
+    /// The mount, the same for every worker of it.
+    pub request: MountRequest,
+    /// What the worker before had prepared, and how it was when last heard of.
+    pub predecessor: Option<(Summary, Option<Snapshot>)>,
+    /// What the out-of-memory killer thought of the caller, in place of what it thinks of the holder.
+    pub oom_score: Option<i32>,
+}
+
+/// From a worker to the holder.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromWorker {
+    /// Still at it.
+    Progress(Progress),
+    /// The tree is built. Comes with a descriptor of it.
+    Prepared(Summary),
+    /// It cannot be served.
+    Failed(MountFailure),
+    /// Serving from now on.
+    Serving,
+    /// How it is, on request (with its number) or unasked.
+    Report(Option<u64>, Snapshot),
+    /// The connection has ended.
+    Ended,
+}
+
+/// To the holder, from anybody who may open its socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Query {
+    /// Which mount it holds. Answered at once.
+    Identity,
+    /// How the mount is. Answered by the worker, or in its place.
+    Status,
+}
+
+/// The holder's answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// To [`Query::Identity`].
+    Identity(Box<Identity>),
+    /// To [`Query::Status`].
+    Status(Box<Status>),
+    /// There is no mount yet.
+    Preparing,
+}
+
+/// Which mount a holder holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// The number that the kernel gave the file system.
+    pub device: (u32, u32),
+    /// What it was made from.
+    pub request: MountRequest,
+    /// What it shows.
+    pub summary: Summary,
+    /// No worker lives long enough to serve it.
+    pub has_failed: bool,
+}

@@ -1,0 +1,188 @@
+//! The worker: prepares a kit, answers the kernel, and may die at any moment without a reader noticing.
+//!
+//! What it serves is the business of [`Served`]. It opens no connection and mounts nothing: the holder hands
+//! it both, and the next worker the same ones.
+
+use std::fs::File;
+use std::io;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::fuse::session::{Access, Connection, Greeted};
+use crate::mounts::beat::Beat;
+use crate::mounts::message::{FromWorker, Task, ToWorker};
+use crate::mounts::process;
+use crate::mounts::request::{LogSettings, MountFailure, MountRequest, Progress, Snapshot, Summary};
+use crate::mounts::wire::Channel;
+
+/// How often a worker says how it is without being asked: what dies with it is younger than this.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// What a mount shows. The file system, as seen from the processes that carry it.
+pub trait Served: Sized + Send + Sync + 'static {
+    /// What answers the kernel.
+    type Filesystem: fuser::Filesystem;
+
+    /// Starts the log of this process, a holder's or a worker's, as the request says. `Progress` and
+    /// failures before it go to the caller.
+    fn start_log(settings: &LogSettings, state_dir: &Path);
+
+    /// Gets ready to answer: resolves the reference, builds the tree, opens the store.
+    ///
+    /// After a death `predecessor` is what the worker before had prepared; the kernel remembers inode
+    /// numbers of that tree, so it is used as it is, and the source is not asked. Progress may be reported
+    /// from any thread.
+    fn prepare(
+        request: &MountRequest,
+        predecessor: Option<Predecessor>,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Prepared<Self>, MountFailure>;
+
+    /// What answers the kernel from now on. `Filesystem::init` must ask for the same every time; the beat is
+    /// told of the first request that is answered.
+    fn filesystem(self: &Arc<Self>, beat: Beat) -> Self::Filesystem;
+
+    /// How it is now. Called about once a second, from a thread that may not wait.
+    fn snapshot(&self) -> Snapshot;
+
+    /// The connection has ended, and the process will.
+    fn ended(&self);
+}
+
+/// What a worker that died leaves behind.
+#[derive(Debug)]
+pub struct Predecessor {
+    /// The tree it served.
+    pub tree: File,
+    /// What it knew of the kit.
+    pub summary: Summary,
+    /// How it was when last heard of, for the counters to go on from.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// What a worker serves, and what it leaves behind if it dies.
+#[derive(Debug)]
+pub struct Prepared<S> {
+    /// The file system's state.
+    pub served: S,
+    /// The tree, from [`tree_file`]: all that the next worker needs to number it the same way.
+    pub tree: File,
+    /// What is known of the kit.
+    pub summary: Summary,
+}
+
+/// A file in memory that nobody can change any more, for a tree to be handed from worker to worker.
+pub fn tree_file(content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create("kitfs-tree", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(content)?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL)?;
+    Ok(file)
+}
+
+/// The whole life of a worker.
+pub(super) fn work<S: Served>() -> ExitCode {
+    match process::begin().and_then(|channel| serve::<S>(&channel)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "this worker ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
+    let (ToWorker::Prepare(task), mut descriptors) = next(channel)? else { return Err(unexpected()) };
+    let Task { request, predecessor, oom_score } = *task;
+    S::start_log(&request.log, &request.state_dir);
+    if let Some(Err(error)) = oom_score.map(process::set_oom_score) {
+        tracing::debug!(%error, "the out-of-memory score stays as it is");
+    }
+    let tree = (descriptors.len() > 1).then(|| descriptors.pop()).flatten();
+    let beat = Beat::from_descriptor(descriptors.pop().ok_or_else(unexpected)?)?;
+    let connection = if predecessor.is_some() { Connection::Inherited } else { Connection::New };
+    let predecessor = predecessor.zip(tree).map(|((summary, snapshot), tree)| Predecessor {
+        tree: File::from(tree),
+        summary,
+        snapshot,
+    });
+
+    let progress = |progress| {
+        // Only for a person to see: a holder that is slow to read misses some.
+        let _ = channel.send(&FromWorker::Progress(progress), &[]);
+    };
+    let Prepared { served, tree, summary } = match S::prepare(&request, predecessor, &progress) {
+        Ok(prepared) => prepared,
+        Err(failure) => return channel.send_patiently(&FromWorker::Failed(failure), &[], None),
+    };
+    let served = Arc::new(served);
+    channel.send_patiently(&FromWorker::Prepared(summary), &[tree.as_fd()], None)?;
+    drop(tree);
+
+    let (ToWorker::Greet, descriptors) = next(channel)? else { return Err(unexpected()) };
+    let [device, greeter] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| unexpected())?;
+    let access = if request.options.allow_other { Access::Everybody } else { Access::Owner };
+    let session = Greeted::shake_hands(served.filesystem(beat), greeter, access)?;
+    let (ToWorker::Serve, _) = next(channel)? else { return Err(unexpected()) };
+    let session = session.attach(device.as_fd(), connection)?;
+    // The session has a descriptor of its own; the connection must be able to end with it.
+    drop(device);
+    channel.send_patiently(&FromWorker::Serving, &[], None)?;
+
+    std::thread::scope(|threads| {
+        let reporter = std::thread::Builder::new().name("kitfs-report".to_owned());
+        reporter.spawn_scoped(threads, || report(channel, &*served))?;
+        session.run()?;
+        served.ended();
+        channel.send_patiently(&FromWorker::Ended, &[], Some(Instant::now() + REPORT_EVERY))?;
+        // Without a look back: the reporter listens for ever, and what waits for a source may too.
+        std::process::exit(0)
+    })
+}
+
+/// Says how the worker is, when asked and when it has changed, until the holder is gone. The mount goes on
+/// without a holder.
+fn report(channel: &Channel, served: &impl Served) {
+    let mut last = None;
+    loop {
+        match channel.wait::<ToWorker>(Some(Instant::now() + REPORT_EVERY)) {
+            Ok(Some((ToWorker::Report(number), _))) => {
+                let snapshot = served.snapshot();
+                // A holder that does not listen asks again.
+                let _ = channel.send(&FromWorker::Report(Some(number), snapshot.clone()), &[]);
+                last = Some(snapshot);
+            }
+            Ok(Some(_)) => tracing::warn!("the holder asked for something at a wrong time"),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                let snapshot = Some(served.snapshot());
+                if snapshot != last {
+                    if let Some(snapshot) = snapshot.clone() {
+                        let _ = channel.send(&FromWorker::Report(None, snapshot), &[]);
+                    }
+                    last = snapshot;
+                }
+            }
+            Ok(None) => {
+                tracing::error!("the process that holds the mount is gone; the mount lives as long as this one");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the process that holds the mount is not understood");
+                return;
+            }
+        }
+    }
+}
+
+fn next(channel: &Channel) -> io::Result<(ToWorker, Vec<OwnedFd>)> {
+    channel.wait(None)?.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the holder is gone"))
+}
+
+fn unexpected() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "an unexpected message of the holder")
+}

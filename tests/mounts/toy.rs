@@ -1,0 +1,199 @@
+//! A file system to mount in tests: the same few files for every worker, and faults by reference.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, Request,
+};
+use kitfs::digest::Digest;
+use kitfs::mounts::{
+    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Resolved, Served,
+    Snapshot, State, Summary, tree_file,
+};
+
+/// How many files there are, `f0` and on.
+pub const FILES: u64 = 300;
+
+/// How long each of them is.
+pub const SIZE: usize = 3 * 1024 * 1024 + 123;
+
+/// What file `number` holds. Files differ by where they begin in one pattern.
+pub fn content(number: u64) -> &'static [u8] {
+    static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut state = 1u64;
+        (0..SIZE + usize::try_from(FILES).unwrap())
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state.to_be_bytes()[0]
+            })
+            .collect()
+    });
+    &PATTERN[usize::try_from(number).unwrap()..][..SIZE]
+}
+
+pub struct Toy {
+    reference: String,
+    counted: Option<Snapshot>,
+}
+
+pub struct ToyFs {
+    reference: String,
+    beat: Beat,
+    is_heir: bool,
+}
+
+impl Served for Toy {
+    type Filesystem = ToyFs;
+
+    fn start_log(_: &LogSettings, state_dir: &Path) {
+        std::fs::create_dir_all(state_dir).unwrap();
+        let log = std::fs::File::options().append(true).create(true).open(state_dir.join("kitfs.log")).unwrap();
+        tracing_subscriber::fmt().with_writer(log).with_max_level(tracing::Level::DEBUG).with_ansi(false).init();
+    }
+
+    fn prepare(
+        request: &MountRequest,
+        predecessor: Option<Predecessor>,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Prepared<Self>, MountFailure> {
+        let reference = request.reference.clone();
+        progress(Progress::Step("resolving".to_owned()));
+        match reference.as_str() {
+            "toy:refused" => return Err(MountFailure::new(5, "expected sha256:a, got sha256:b")),
+            "toy:slow" => std::thread::sleep(Duration::from_secs(1000)),
+            "toy:stillborn" => std::process::abort(),
+            "toy:sterile" if predecessor.is_some() => std::process::abort(),
+            _ => {}
+        }
+        content(0);
+        let summary = Summary {
+            digest: Digest::of(reference.as_bytes()),
+            resolved: Resolved::Digest,
+            signers: Vec::new(),
+            policy: Decision::None,
+            bytes_total: SIZE as u64 * FILES,
+        };
+        let (tree, counted) = match predecessor {
+            Some(predecessor) => {
+                assert_eq!(predecessor.summary, summary);
+                (predecessor.tree, predecessor.snapshot)
+            }
+            None => (tree_file(b"tree").unwrap(), None),
+        };
+        Ok(Prepared { served: Self { reference, counted }, tree, summary })
+    }
+
+    fn filesystem(self: &Arc<Self>, beat: Beat) -> ToyFs {
+        ToyFs { reference: self.reference.clone(), beat, is_heir: self.counted.is_some() }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            state: State::Ready,
+            bytes_verified: 0,
+            bytes_fetched: 7,
+            cache_hits: self.counted.as_ref().map_or(0, |counted| counted.cache_hits),
+            passthrough: false,
+            last_error: None,
+        }
+    }
+
+    fn ended(&self) {}
+}
+
+const TTL: Duration = Duration::from_secs(1);
+
+fn attributes(inode: INodeNo) -> Option<FileAttr> {
+    let number = u64::from(inode);
+    let (kind, perm, size) = match number {
+        1 => (FileType::Directory, 0o755, 0),
+        number if number - 2 < FILES => (FileType::RegularFile, 0o755, SIZE as u64),
+        _ => return None,
+    };
+    Some(FileAttr {
+        ino: inode,
+        size,
+        blocks: size.div_ceil(512),
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        flags: 0,
+        blksize: 4096,
+    })
+}
+
+impl Filesystem for ToyFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let background = if self.reference == "toy:fickle" && self.is_heir { 100 } else { 1024 };
+        config.set_max_background(background).unwrap();
+        config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS).unwrap();
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.beat.answered();
+        let number = name.to_str().and_then(|name| name.strip_prefix('f')?.parse::<u64>().ok());
+        match number.and_then(|number| attributes(INodeNo(number.checked_add(2)?))) {
+            Some(attributes) => reply.entry(&TTL, &attributes, fuser::Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match attributes(inode) {
+            Some(attributes) => reply.attr(&TTL, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let number = u64::from(inode) - 2;
+        match self.reference.as_str() {
+            "toy:poison" if number == 66 => std::process::abort(),
+            "toy:stuck" if number == 66 => {
+                std::thread::sleep(Duration::from_secs(1000));
+            }
+            _ => {}
+        }
+        let content = content(number);
+        let from = usize::try_from(offset).unwrap().min(content.len());
+        let to = (from + usize::try_from(size).unwrap()).min(content.len());
+        reply.data(&content[from..to]);
+        self.beat.answered();
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        for number in offset..FILES {
+            if reply.add(INodeNo(number + 2), number + 1, FileType::RegularFile, format!("f{number}")) {
+                break;
+            }
+        }
+        reply.ok();
+        self.beat.answered();
+    }
+}
