@@ -176,6 +176,11 @@ impl Kit {
         Pinned { links: self.links.iter().map(pin).collect(), resolved: self.resolved }
     }
 
+    /// The digest of the kit that was asked for.
+    pub fn digest(&self) -> Option<Digest> {
+        self.first().map(|link| link.digest)
+    }
+
     /// The kit that was asked for.
     pub fn first(&self) -> Option<&Link> {
         self.links.first()
@@ -429,6 +434,8 @@ impl ResolveError {
     /// What kind of failure this is.
     pub fn fault(&self) -> Fault {
         match self {
+            // A parent is the kit's business: its author named it, nobody typed it.
+            Self::Parent { source: SourceError::Ambiguous { .. }, .. } => Fault::Other,
             Self::Source(error) | Self::Parent { source: error, .. } => error.fault(),
             Self::Mismatch { .. } => Fault::Mismatch,
             Self::NeverSeen { .. } => Fault::Unreachable,

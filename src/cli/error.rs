@@ -11,6 +11,9 @@ use crate::fs::FsError;
 use crate::fs::ReadError;
 use crate::kit::name::KitPath;
 use crate::layers::LayerError;
+use crate::mounts::MountFailure;
+use crate::mounts::StatusError;
+use crate::mounts::UmountError;
 use crate::reference::InvalidReference;
 use crate::resolve::ResolveError;
 use crate::source::SourceError;
@@ -35,6 +38,26 @@ pub enum Error {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is no mount.
+    #[error(transparent)]
+    Mount(#[from] MountFailure),
+    /// A mount is still there.
+    #[error(transparent)]
+    Umount(#[from] UmountError),
+    /// Nothing is known of a mount.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// The mount that was to be waited for cannot be.
+    #[error("cannot wait for the mount")]
+    Stay(#[source] io::Error),
+    /// A path that cannot be made absolute.
+    #[error("{path:?} is not a path")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file of the store cannot be used.
     #[error("cannot look through the store")]
     Look(#[source] io::Error),

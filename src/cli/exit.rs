@@ -1,12 +1,7 @@
 //! Exit codes: the same for every command, and decided in this one place.
 
-use crate::chunks::ChunkError;
 use crate::cli::error::Error;
-use crate::fs::FsError;
-use crate::fs::ReadError;
-use crate::layers::LayerError;
-use crate::resolve::ResolveError;
-use crate::source::SourceError;
+use crate::fault::Fault;
 
 /// How a command ended, as scripts see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +43,12 @@ impl From<Exit> for std::process::ExitCode {
 }
 
 impl Exit {
+    /// The exit that another process of ours has ended with.
+    fn of_code(code: u8) -> Self {
+        let exits = [Self::Usage, Self::NotFound, Self::Denied, Self::Mismatch, Self::Unreachable];
+        exits.into_iter().find(|&exit| u8::from(exit) == code).unwrap_or(Self::Failure)
+    }
+
     /// Where it stands when several things went wrong with layers: 5 before 4, 7, 3, 1.
     pub fn rank(self) -> u8 {
         match self {
@@ -65,7 +66,7 @@ impl Exit {
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {
         match error {
-            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } => {
+            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
                 Self::Usage
             }
             Error::NoSuchPath { .. } => Self::NotFound,
@@ -77,79 +78,29 @@ impl From<&Error> for Exit {
             | Error::CannotMount
             | Error::Interrupted
             | Error::Output(_)
+            | Error::Stay(_)
             | Error::Start(_) => Self::Failure,
-            Error::Resolve(error) => error.into(),
-            Error::Source(error) => error.into(),
-            Error::Layer(error) => (&**error).into(),
-            Error::Fs(error) => error.into(),
-            Error::Read { source, .. } => source.into(),
+            Error::Mount(error) => Self::of_code(error.exit_code),
+            Error::Umount(error) => Self::of_code(error.exit_code()),
+            Error::Status(error) => Self::of_code(error.exit_code()),
+            Error::Resolve(error) => error.fault().into(),
+            Error::Source(error) => error.fault().into(),
+            Error::Layer(error) => error.fault().into(),
+            Error::Fs(error) => error.fault().into(),
+            Error::Read { source, .. } => source.fault().into(),
         }
     }
 }
 
-impl From<&SourceError> for Exit {
-    fn from(error: &SourceError) -> Self {
-        match error {
-            SourceError::NotFound(_) => Self::NotFound,
-            SourceError::Denied { .. } => Self::Denied,
-            SourceError::Unreachable { .. } => Self::Unreachable,
-            SourceError::Ambiguous { .. } | SourceError::Configuration { .. } => Self::Usage,
-            SourceError::Malformed { .. }
-            | SourceError::WrongSize { .. }
-            | SourceError::NoRanges(_)
-            | SourceError::Local { .. } => Self::Failure,
-        }
-    }
-}
-
-impl From<&ResolveError> for Exit {
-    fn from(error: &ResolveError) -> Self {
-        match error {
-            // A parent is the kit's business: its author named it, nobody typed it.
-            ResolveError::Parent { source: SourceError::Ambiguous { .. }, .. } => Self::Failure,
-            ResolveError::Source(source) | ResolveError::Parent { source, .. } => source.into(),
-            ResolveError::Mismatch { .. } => Self::Mismatch,
-            ResolveError::Layer(error) => (&**error).into(),
-            ResolveError::NeverSeen { .. } => Self::Unreachable,
-            ResolveError::ConfigSize { .. }
-            | ResolveError::NoKit { .. }
-            | ResolveError::Malformed { .. }
-            | ResolveError::TooManyParents { .. }
-            | ResolveError::Loop { .. }
-            | ResolveError::BadPin { .. } => Self::Failure,
-        }
-    }
-}
-
-impl From<&LayerError> for Exit {
-    fn from(error: &LayerError) -> Self {
-        match error {
-            LayerError::Source { source, .. } => source.into(),
-            LayerError::Silent { .. } => Self::Unreachable,
-            LayerError::Mismatch { .. } => Self::Mismatch,
-            LayerError::Malformed { .. }
-            | LayerError::OtherStory { .. }
-            | LayerError::Store { .. }
-            | LayerError::Stopped { .. } => Self::Failure,
-        }
-    }
-}
-
-impl From<&FsError> for Exit {
-    fn from(error: &FsError) -> Self {
-        match error {
-            FsError::Layer(error) => (&**error).into(),
-            FsError::Conflict { .. } | FsError::Kitfile { .. } | FsError::Tree(_) => Self::Failure,
-        }
-    }
-}
-
-impl From<&ReadError> for Exit {
-    fn from(error: &ReadError) -> Self {
-        match error {
-            ReadError::Chunk(ChunkError::Layer(error)) => (&**error).into(),
-            ReadError::Chunk(ChunkError::Lost { .. }) | ReadError::IsDirectory => Self::Failure,
-            ReadError::NoSuchInode => Self::NotFound,
+impl From<Fault> for Exit {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Other => Self::Failure,
+            Fault::Usage => Self::Usage,
+            Fault::NotFound => Self::NotFound,
+            Fault::Denied => Self::Denied,
+            Fault::Mismatch => Self::Mismatch,
+            Fault::Unreachable => Self::Unreachable,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the commands over kits share: the store, a kit from its reference, its files.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -44,13 +45,9 @@ impl Kits {
         &self.workshop
     }
 
-    /// Bytes that the store may take: as configured, else 80 % of its file system.
+    /// Bytes that the store may take.
     pub fn cache_limit(&self) -> io::Result<u64> {
-        if let Some(limit) = self.config.cache_size {
-            return Ok(limit);
-        }
-        let file_system = rustix::fs::statvfs(self.workshop.store.root())?;
-        Ok(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 100 * 80)
+        cache_limit(self.config.cache_size, self.workshop.store.root())
     }
 
     /// The kit that a reference names, after the filters. What its user should know is logged.
@@ -78,4 +75,13 @@ impl Kits {
             .try_collect::<()>();
         Ok(progress::follow("verifying", layers, proving).await?)
     }
+}
+
+/// Bytes that a store may take: as configured, else 80 % of its file system.
+pub fn cache_limit(configured: Option<u64>, store: &Path) -> io::Result<u64> {
+    if let Some(limit) = configured {
+        return Ok(limit);
+    }
+    let file_system = rustix::fs::statvfs(store)?;
+    Ok(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 100 * 80)
 }

@@ -15,8 +15,10 @@ mod inspect;
 mod kits;
 mod log;
 mod ls;
+mod mount;
 mod print;
 mod progress;
+mod service;
 mod text;
 mod verify;
 
@@ -36,13 +38,19 @@ use crate::cli::kits::Kits;
 use crate::cli::log::Place;
 use crate::cli::ls::Depth;
 use crate::cli::ls::Detail;
+use crate::cli::service::Service;
 use crate::cli::verify::Purpose;
 use crate::config::Config;
 use crate::config::Environment;
 use crate::config::Output;
+use crate::mounts;
 
 /// Runs the command line, program name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    if let Some(exit) = mounts::background::<Service>(arguments.iter().cloned()) {
+        return exit;
+    }
     let result = match Invocation::parse(arguments) {
         Ok(invocation) => carry_out(invocation),
         Err(error) => help_or_complaint(&error),
@@ -62,6 +70,9 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
     log::start(&config.log, Place::Command, &config.folders.state).map_err(Error::Log)?;
     match task {
         Task::Doctor => diagnose(&config),
+        Task::Mount { reference, directory } => mount::mount(&config, &reference, &directory),
+        Task::Umount { directory } => mount::umount(&config, &directory),
+        Task::Status { directory } => mount::status(&config, directory.as_deref()),
         Task::Cache(task) => cache::run(&Kits::open(config)?, task),
         task => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;

@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
 use tokio::time::Instant;
 
+use crate::cli::text;
 use crate::layers::Layer;
 
 /// Nobody wonders about work that ends before this.
@@ -52,5 +53,49 @@ pub fn bar(label: &'static str) -> ProgressBar {
     match style {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
+    }
+}
+
+/// A bar for work in another process, which tells how far it is.
+pub struct Bar {
+    label: &'static str,
+    begun: Instant,
+    shown: Option<ProgressBar>,
+}
+
+impl Bar {
+    /// A bar that is not shown yet.
+    pub fn new(label: &'static str) -> Self {
+        Self { label, begun: Instant::now(), shown: None }
+    }
+
+    /// So much is done.
+    pub fn set(&mut self, done: u64, total: u64) {
+        if io::stderr().is_terminal() && self.begun.elapsed() >= PATIENCE {
+            let bar = self.shown.get_or_insert_with(|| bar(self.label));
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+
+    /// This is being done.
+    pub fn say(&mut self, step: &str) {
+        if let Some(bar) = &self.shown {
+            bar.set_message(step.to_owned());
+        }
+    }
+
+    /// Says something that is to stay on the screen.
+    pub fn warn(&mut self, warning: &str) {
+        let line = format!("kitfs: warning: {}", text::line(warning));
+        match &self.shown {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// The work is over.
+    pub fn finish(self) {
+        self.shown.iter().for_each(ProgressBar::finish_and_clear);
     }
 }

@@ -74,7 +74,7 @@ async fn check(kits: &Kits, reference: &str, purpose: Purpose, document: &mut Ve
             layer.error = outcome.as_ref().err().map(|error| text::chain(error));
         }
     }
-    let worst = outcomes.into_values().filter_map(Result::err).max_by_key(|error| Exit::from(&**error).rank());
+    let worst = outcomes.into_values().filter_map(Result::err).max_by_key(|error| Exit::from(error.fault()).rank());
     if let Some(error) = worst {
         return Err(error.into());
     }

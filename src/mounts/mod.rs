@@ -9,7 +9,7 @@
 //! (`holder`, `worker`), what the holder works with (`connection`, `clients`, `control`, `record`,
 //! `process`, `beat`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
 //!
-//! Knows nothing of kits, sources and stores.
+//! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
 mod beat;
 mod clients;
@@ -36,8 +36,8 @@ pub use beat::Beat;
 pub use connection::Busy;
 pub use launch::{Mounted, Novelty, mount};
 pub use request::{
-    AbsolutePath, Decision, ErrorKind, Freshness, LastError, LogSettings, LogTarget, Metadata, MountFailure,
-    MountOptions, MountRequest, Presence, Progress, Resolved, Snapshot, SourceSettings, State, Summary,
+    AbsolutePath, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence,
+    Progress, Snapshot, SourceSettings, State, Summary,
 };
 pub use status::{Status, StatusError, status, status_of_all};
 pub use umount::{UmountError, Unmounted, umount};

@@ -13,6 +13,11 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::digest::Digest;
+use crate::kit::filter::Filter;
+use crate::layers::Metadata;
+use crate::ledger::TroubleKind;
+use crate::resolve::Freshness;
+use crate::resolve::Resolved;
 
 /// All that a mount is made from. A worker that takes over gets the same one again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +29,8 @@ pub struct MountRequest {
     pub directory: AbsolutePath,
     /// `-o`.
     pub options: MountOptions,
-    /// `--filter`, one string for each.
-    pub filters: Vec<String>,
+    /// `--filter`.
+    pub filters: Vec<Filter>,
     /// `--metadata`.
     pub metadata: Metadata,
     /// How the source is reached.
@@ -57,16 +62,6 @@ pub struct MountOptions {
     pub allow_other: bool,
 }
 
-/// What a listing may rest on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Metadata {
-    /// Headers read ahead of a layer's proof.
-    Provisional,
-    /// Verified layers and indexes only.
-    Verified,
-}
-
 /// How the source is reached: the options of the same names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceSettings {
@@ -78,18 +73,6 @@ pub struct SourceSettings {
     pub registry_config: Option<AbsolutePath>,
     /// `--offline`, `--require-fresh`, or neither.
     pub freshness: Freshness,
-}
-
-/// Whether the source is asked what a tag names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Freshness {
-    /// Asked; what was seen last serves where the source cannot be reached.
-    Preferred,
-    /// `--require-fresh`: asked, and nothing else will do.
-    Required,
-    /// `--offline`: not asked.
-    Offline,
 }
 
 /// Where messages of the background processes go, and how many.
@@ -219,18 +202,6 @@ pub struct Summary {
     pub bytes_total: u64,
 }
 
-/// Where a digest came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Resolved {
-    /// The source said what the tag names.
-    Registry,
-    /// The source could not be reached; the tag named it when last seen.
-    Cache,
-    /// The reference has it.
-    Digest,
-}
-
 /// What policy says of a kit that is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -278,7 +249,7 @@ pub struct LastError {
     /// RFC 3339.
     pub time: String,
     /// What sort of thing.
-    pub kind: ErrorKind,
+    pub kind: TroubleKind,
     /// The file in the mount.
     pub path: Option<String>,
     /// The layer's digest.
@@ -291,22 +262,6 @@ pub struct LastError {
     pub source: Option<String>,
     /// One line for a person.
     pub message: String,
-}
-
-/// What sort of thing went wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ErrorKind {
-    /// Content that is not what its digest says.
-    Mismatch,
-    /// The source does not answer in time.
-    Unreachable,
-    /// The source says no.
-    Denied,
-    /// The local store.
-    Store,
-    /// Anything else.
-    Other,
 }
 
 /// Why there is no mount, with the exit code that says so.

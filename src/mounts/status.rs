@@ -10,12 +10,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::ledger::TroubleKind;
 use crate::mounts::control;
 use crate::mounts::message::{Answer, Identity, Query};
 use crate::mounts::mountinfo;
 use crate::mounts::process;
 use crate::mounts::record;
-use crate::mounts::request::{Decision, ErrorKind, LastError, State};
+use crate::mounts::request::{Decision, LastError, State};
 
 /// The longest that a holder may take: it waits for a takeover for 5 s itself.
 const PATIENCE: Duration = Duration::from_secs(7);
@@ -132,7 +133,7 @@ impl LastError {
     pub(super) fn other(message: String) -> Self {
         Self {
             time: jiff::Timestamp::now().to_string(),
-            kind: ErrorKind::Other,
+            kind: TroubleKind::Other,
             path: None,
             layer: None,
             expected: None,

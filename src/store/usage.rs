@@ -161,6 +161,14 @@ impl Store {
         }
     }
 
+    /// Evicts layers if the store holds more than `limit` bytes.
+    pub fn keep_within(&self, limit: u64) -> io::Result<()> {
+        if self.usage()?.bytes > limit {
+            self.prune(limit)?;
+        }
+        Ok(())
+    }
+
     /// Evicts layers until the store holds at most `limit` bytes, and removes what nothing names any
     /// more. Pinned layers stay. Returns how many bytes went.
     pub fn prune(&self, limit: u64) -> io::Result<u64> {

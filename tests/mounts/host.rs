@@ -171,7 +171,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
             plain_http: false,
             ca_cert: Vec::new(),
             registry_config: None,
-            freshness: Freshness::Preferred,
+            freshness: Freshness::Prefer,
         },
         cache_dir: AbsolutePath::new(state.join("cache")).unwrap(),
         state_dir: AbsolutePath::new(state).unwrap(),

@@ -1,0 +1,135 @@
+//! `kitfs mount`, `umount` and `status`: settings in, what the mount's processes say out.
+
+use std::io;
+use std::io::Write;
+use std::path::Path;
+
+use crate::cli::error::Error;
+use crate::cli::print;
+use crate::cli::progress;
+use crate::config;
+use crate::config::Config;
+use crate::config::Output;
+use crate::mounts;
+use crate::mounts::AbsolutePath;
+use crate::mounts::LogSettings;
+use crate::mounts::LogTarget;
+use crate::mounts::MountOptions;
+use crate::mounts::MountRequest;
+use crate::mounts::Presence;
+use crate::mounts::Progress;
+use crate::mounts::SourceSettings;
+use crate::mounts::Status;
+use crate::reference::Reference;
+
+/// Mounts a kit, and stays if that was asked for.
+pub fn mount(config: &Config, reference: &str, directory: &Path) -> Result<(), Error> {
+    let request = request(config, reference, directory)?;
+    let mut bar = progress::Bar::new("mounting");
+    let mounted = mounts::mount(request, |progress| match progress {
+        Progress::Step(step) => bar.say(&step),
+        Progress::Bytes { done, total } => bar.set(done, total),
+        Progress::Warning(warning) => bar.warn(&warning),
+    });
+    bar.finish();
+    mounted?.stay().map_err(Error::Stay)
+}
+
+/// All that the processes of the mount need. They work in `/`, so every path is made absolute.
+fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRequest, Error> {
+    let absolute = |path: &Path| AbsolutePath::new(path).map_err(|source| Error::Path { path: path.into(), source });
+    let reference = match reference.parse::<Reference>()? {
+        Reference::Layout { path, version } => Reference::Layout { path: absolute(&path)?.to_path_buf(), version },
+        reference => reference,
+    };
+    let folders = &config.folders;
+    let presence = if config.mount.foreground { Presence::Foreground } else { Presence::Background };
+    let target = match (&config.log.target, presence) {
+        (Some(config::LogTarget::File(path)), _) => LogTarget::File(absolute(path)?),
+        (Some(config::LogTarget::Syslog), _) => LogTarget::Syslog,
+        (Some(config::LogTarget::Journal), _) => LogTarget::Journal,
+        (None, Presence::Foreground) => LogTarget::Stderr,
+        (None, Presence::Background) => LogTarget::File(absolute(&folders.state.join("kitfs.log"))?),
+    };
+    let level = config.log.level.unwrap_or(match presence {
+        Presence::Foreground => tracing::Level::WARN,
+        Presence::Background => tracing::Level::INFO,
+    });
+    let source = &config.source;
+    Ok(MountRequest {
+        reference: reference.to_string(),
+        directory: absolute(directory)?,
+        options: MountOptions {
+            noexec: config.mount.noexec,
+            allow_other: config.mount.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root()),
+        },
+        filters: config.filters.clone(),
+        metadata: config.metadata,
+        source: SourceSettings {
+            plain_http: source.plain_http,
+            ca_cert: source.ca_cert.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
+            registry_config: source.registry_config.as_deref().map(absolute).transpose()?,
+            freshness: config.freshness,
+        },
+        cache_dir: absolute(&folders.cache)?,
+        state_dir: absolute(&folders.state)?,
+        runtime_dir: absolute(&folders.runtime)?,
+        cache_size: config.cache_size,
+        memory: config.memory,
+        read_timeout: source.timeout,
+        log: LogSettings { target, level: level.to_string() },
+        presence,
+    })
+}
+
+/// Unmounts. Who still uses the mount in a place of its own is told.
+pub fn umount(config: &Config, directory: &Path) -> Result<(), Error> {
+    let busy = match config.busy {
+        config::Busy::Refuse => mounts::Busy::Keep,
+        config::Busy::Detach => mounts::Busy::Detach,
+    };
+    let unmounted = mounts::umount(directory, busy)?;
+    if !unmounted.used_by.is_empty() {
+        let pids = unmounted.used_by.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let _nobody_reads = writeln!(
+            io::stderr(),
+            "kitfs: {} is unmounted, and served on for whoever still uses it: process {pids}",
+            directory.display()
+        );
+    }
+    Ok(())
+}
+
+/// Shows one mount, or those of the state directory.
+pub fn status(config: &Config, directory: Option<&Path>) -> Result<(), Error> {
+    let mounts = match directory {
+        Some(directory) => vec![mounts::status(directory)?],
+        None => mounts::status_of_all(&config.folders.state)?,
+    };
+    match config.output {
+        Output::Json => print::json(&Mounts { mounts: &mounts }),
+        Output::Text => print::text(|out| mounts.iter().try_for_each(|mount| write_status(out, mount))),
+    }
+}
+
+/// `status --output json`.
+#[derive(serde::Serialize)]
+struct Mounts<'a> {
+    mounts: &'a [Status],
+}
+
+fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
+    let state = serde_json::to_value(mount.state).unwrap_or_default();
+    writeln!(out, "{}  {}", mount.directory, state.as_str().unwrap_or_default())?;
+    writeln!(out, "  kit       {}", mount.reference)?;
+    writeln!(out, "  digest    {}", mount.digest)?;
+    let (verified, total) = (print::size(mount.bytes_verified), print::size(mount.bytes_total));
+    writeln!(out, "  verified  {verified} of {total}, {} fetched", print::size(mount.bytes_fetched))?;
+    writeln!(out, "  cache     {} hits", mount.cache_hits)?;
+    writeln!(out, "  process   {} held by {}, {} takeovers", mount.pid, mount.holder_pid, mount.takeovers)?;
+    writeln!(out, "  since     {}", mount.mounted_at)?;
+    match &mount.last_error {
+        Some(error) => writeln!(out, "  error     {} {}", error.time, error.message),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,253 @@
+//! What a mount serves: a kit, through FUSE. Joins the processes of a mount, which know nothing of kits,
+//! with the file system, which knows nothing of processes.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+
+use crate::cli::kits;
+use crate::cli::log;
+use crate::cli::log::Place;
+use crate::cli::text;
+use crate::config;
+use crate::fault::Fault;
+use crate::fs::FsError;
+use crate::fs::Handover;
+use crate::fs::KitFs;
+use crate::fs::TakeoverError;
+use crate::fuse::Adapter;
+use crate::layers::Layer;
+use crate::layers::Workshop;
+use crate::ledger::Counters;
+use crate::ledger::Trouble;
+use crate::mounts::Beat;
+use crate::mounts::Decision;
+use crate::mounts::LastError;
+use crate::mounts::LogSettings;
+use crate::mounts::MountFailure;
+use crate::mounts::MountRequest;
+use crate::mounts::Predecessor;
+use crate::mounts::Prepared;
+use crate::mounts::Progress;
+use crate::mounts::Served;
+use crate::mounts::Snapshot;
+use crate::mounts::State;
+use crate::mounts::Summary;
+use crate::mounts::tree_file;
+use crate::reference::Reference;
+use crate::resolve::Kit;
+use crate::resolve::ResolveError;
+use crate::source;
+
+/// How often a person who waits for a mount is told how far it is.
+const TOLD_EVERY: Duration = Duration::from_millis(100);
+
+/// A kit that is mounted.
+#[derive(Debug)]
+pub struct Service {
+    fs: Arc<KitFs>,
+    runtime: Runtime,
+    /// What workers before this one have counted.
+    before: Counters,
+    /// The last error of the worker before this one.
+    error_before: Option<LastError>,
+}
+
+impl Served for Service {
+    type Filesystem = Adapter;
+
+    fn start_log(settings: &LogSettings, state_dir: &Path) {
+        let (place, target) = settings_of(settings);
+        let level = settings.level.parse().ok();
+        // A log that cannot be written to is no reason to let go of a mount; that it can was checked
+        // before the mount was made.
+        let _silent = log::start(&config::Log { target, level }, place, state_dir);
+    }
+
+    fn prepare(
+        request: &MountRequest,
+        predecessor: Option<Predecessor>,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Prepared<Self>, MountFailure> {
+        let failed = |fault: Fault, error: &dyn std::error::Error| MountFailure::new(fault.exit_code(), text::chain(error));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| failed(Fault::Other, &error))?;
+        let workshop = Workshop::open(&request.cache_dir, &request.state_dir, request.memory, request.read_timeout)
+            .map_err(|error| failed(Fault::Other, &error))?;
+        let options = source::Options {
+            plain_http: request.source.plain_http,
+            ca_cert: request.source.ca_cert.iter().map(|path| path.to_path_buf()).collect(),
+            registry_config: request.source.registry_config.as_ref().map(|path| path.to_path_buf()),
+            timeout: request.read_timeout,
+        };
+        let (fs, before, error_before) = match predecessor {
+            Some(predecessor) => {
+                let handover = read_handover(predecessor.tree).map_err(|error| failed(Fault::Other, &error))?;
+                let fs = runtime
+                    .block_on(KitFs::take_over(workshop, handover, &request.filters, &options))
+                    .map_err(|error| failed(fault_of_takeover(&error), &error))?;
+                let snapshot = predecessor.snapshot;
+                let before = snapshot.as_ref().map_or_else(Counters::default, |snapshot| Counters {
+                    verified: 0,
+                    fetched: snapshot.bytes_fetched,
+                    cache_hits: snapshot.cache_hits,
+                });
+                (fs, before, snapshot.and_then(|snapshot| snapshot.last_error))
+            }
+            None => {
+                let opening = open(request, workshop, &options, progress);
+                let fs = runtime.block_on(opening).map_err(|error| failed(error.fault(), &error))?;
+                (fs, Counters::default(), None)
+            }
+        };
+        fs.pin();
+        evict_in_background(request, &fs);
+        let tree = postcard::to_stdvec(&fs.handover())
+            .map_err(std::io::Error::other)
+            .and_then(|handover| tree_file(&handover))
+            .map_err(|error| failed(Fault::Other, &error))?;
+        let summary = summary(&fs).ok_or_else(|| MountFailure::new(1, "the reference names no kit"))?;
+        Ok(Prepared { served: Self { fs: Arc::new(fs), runtime, before, error_before }, tree, summary })
+    }
+
+    fn filesystem(self: &Arc<Self>, beat: Beat) -> Adapter {
+        Adapter::new(Arc::clone(&self.fs), self.runtime.handle().clone(), move || beat.answered())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let ledger = &self.fs.workshop().ledger;
+        let counters = ledger.counters();
+        Snapshot {
+            state: if self.fs.is_degraded() { State::Degraded } else { State::Ready },
+            bytes_verified: counters.verified,
+            bytes_fetched: self.before.fetched + counters.fetched,
+            cache_hits: self.before.cache_hits + counters.cache_hits,
+            passthrough: false,
+            last_error: ledger.last_error().map(last_error).or_else(|| self.error_before.clone()),
+        }
+    }
+
+    fn ended(&self) {
+        tracing::info!("the mount has ended");
+    }
+}
+
+/// Opens a kit for the first worker of a mount, and tells how far it is.
+async fn open(
+    request: &MountRequest,
+    workshop: Arc<Workshop>,
+    options: &source::Options,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<KitFs, OpenError> {
+    let reference: Reference = request.reference.parse()?;
+    let kit = Kit::resolve(&workshop, &reference, &request.filters, request.source.freshness, options).await?;
+    kit.warnings.iter().for_each(|warning| {
+        tracing::warn!("{warning}");
+        progress(Progress::Warning(warning.clone()));
+    });
+    let layers = kit.layers(&workshop);
+    let mut opening = std::pin::pin!(KitFs::open_layers(workshop, kit, layers.clone(), request.metadata));
+    loop {
+        match tokio::time::timeout(TOLD_EVERY, &mut opening).await {
+            Ok(opened) => return Ok(opened?),
+            Err(_elapsed) => progress(Progress::Bytes {
+                done: layers.iter().map(|layer| layer.received()).sum(),
+                total: layers.iter().filter(|layer| layer.received() > 0).map(|layer| size(layer)).sum(),
+            }),
+        }
+    }
+}
+
+fn size(layer: &Layer) -> u64 {
+    layer.spec.descriptor.size
+}
+
+fn summary(fs: &KitFs) -> Option<Summary> {
+    let kit = fs.kit();
+    Some(Summary {
+        digest: kit.digest()?,
+        resolved: kit.resolved,
+        signers: Vec::new(),
+        policy: Decision::None,
+        bytes_total: fs.layers().iter().map(|layer| size(layer)).sum(),
+    })
+}
+
+/// Keeps the store within its limit, off the way to the mount.
+fn evict_in_background(request: &MountRequest, fs: &KitFs) {
+    let store = Arc::clone(&fs.workshop().store);
+    let limit = request.cache_size;
+    std::thread::spawn(move || {
+        let pruned = kits::cache_limit(limit, store.root()).and_then(|limit| store.keep_within(limit));
+        if let Err(error) = pruned {
+            tracing::warn!(%error, "cannot keep the store within its limit");
+        }
+    });
+}
+
+fn read_handover(mut tree: File) -> std::io::Result<Handover> {
+    use std::io::Seek;
+    let mut bytes = Vec::new();
+    // The position is shared with the worker that wrote it.
+    tree.rewind()?;
+    tree.read_to_end(&mut bytes)?;
+    postcard::from_bytes(&bytes).map_err(std::io::Error::other)
+}
+
+fn settings_of(settings: &LogSettings) -> (Place, Option<config::LogTarget>) {
+    use crate::mounts::LogTarget;
+    match &settings.target {
+        LogTarget::Stderr => (Place::Foreground, None),
+        LogTarget::File(path) => (Place::Background, Some(config::LogTarget::File(path.to_path_buf()))),
+        LogTarget::Syslog => (Place::Background, Some(config::LogTarget::Syslog)),
+        LogTarget::Journal => (Place::Background, Some(config::LogTarget::Journal)),
+    }
+}
+
+fn last_error(trouble: Trouble) -> LastError {
+    let time = jiff::Timestamp::try_from(trouble.time).unwrap_or_default();
+    LastError {
+        time: time.to_string(),
+        kind: trouble.kind,
+        path: trouble.path,
+        layer: trouble.layer,
+        expected: trouble.expected,
+        actual: trouble.actual,
+        source: trouble.source,
+        message: trouble.message,
+    }
+}
+
+fn fault_of_takeover(error: &TakeoverError) -> Fault {
+    match error {
+        TakeoverError::Resolve(error) => error.fault(),
+        TakeoverError::Fs(error) => error.fault(),
+    }
+}
+
+/// Why a kit could not be opened for a mount.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Reference(#[from] crate::reference::InvalidReference),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Fs(#[from] FsError),
+}
+
+impl OpenError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Reference(_) => Fault::Usage,
+            Self::Resolve(error) => error.fault(),
+            Self::Fs(error) => error.fault(),
+        }
+    }
+}
