@@ -172,7 +172,7 @@ pub async fn in_store() {
     keeps_the_contract("kit:kit", &options(10 * SECONDS), "kit:").await;
     let source = open("kit:kit:v1", &options(10 * SECONDS)).await.unwrap();
     finds_parents(&source, "example.com/acme/base:v1").await;
-    finds_parents(&source, "kit:v1").await;
+    finds_parents(&source, "localhost/kit:v1").await;
 }
 
 #[tokio::test]
