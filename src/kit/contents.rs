@@ -19,6 +19,8 @@ use crate::kit::config::Kitfile;
 use crate::kit::config::PackConfig;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::filter::Filter;
+use crate::kit::json::Text;
+use crate::kit::json::object;
 use crate::kit::kitfile::KitfileTooLarge;
 use crate::kit::kitfile::Yaml;
 use crate::kit::manifest::Manifest;
@@ -324,7 +326,9 @@ impl Claim<'_> {
             match expected {
                 // Of two algorithms nobody can tell without the content.
                 Some(expected) if expected.algorithm() != id.algorithm() => to_check = Some(*id),
-                Some(expected) if expected != *id => return Err(KitError::DiffId { digest, expected, diff_id: *id }),
+                Some(expected) if expected != *id => {
+                    return Err(DiffIdMismatch { digest, expected, diff_id: *id }.into());
+                }
                 Some(_) => {}
                 None => (expected, to_check) = (Some(*id), Some(*id)),
             }
@@ -333,13 +337,13 @@ impl Claim<'_> {
     }
 }
 
-crate::kit::json::object! {
+object! {
     /// The attributes of a file (model-spec, "Layer Annotations"). Name, owner and type are ignored, as
     /// KitOps does: the path is in another annotation, and only regular files are layers.
-    pub struct FileMetadata {
+    struct FileMetadata {
         mode: Option<u32> = "mode",
         size: Option<u64> = "size",
-        mtime: Option<crate::kit::json::Text> = "mtime",
+        mtime: Option<Text> = "mtime",
     }
 }
 
@@ -424,8 +428,8 @@ pub enum KitError {
         error: UnknownLayerType,
     },
     /// What is said of the content before compression contradicts the digest, or itself.
-    #[error("layer {digest}: the config says diffId {diff_id}, but uncompressed it is {expected}")]
-    DiffId { digest: Digest, expected: Digest, diff_id: Digest },
+    #[error(transparent)]
+    DiffId(Box<DiffIdMismatch>),
     /// A path leaves the kit, or is none.
     #[error("layer {digest}: {error}")]
     InvalidPath {
@@ -442,6 +446,21 @@ pub enum KitError {
     /// A raw layer is not as long as its attributes say.
     #[error("layer {digest} has {actual} bytes, but {expected} by the file metadata in its annotations")]
     RawSize { digest: Digest, expected: u64, actual: u64 },
+}
+
+/// A digest before compression that contradicts what else is said of the layer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("layer {digest}: the config says diffId {diff_id}, but uncompressed it is {expected}")]
+pub struct DiffIdMismatch {
+    digest: Digest,
+    expected: Digest,
+    diff_id: Digest,
+}
+
+impl From<DiffIdMismatch> for KitError {
+    fn from(mismatch: DiffIdMismatch) -> Self {
+        Self::DiffId(Box::new(mismatch))
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub struct Manifest {
 
 object! {
     /// A manifest before anybody knows what it is the manifest of.
-    pub struct Outline {
+    struct Outline {
         media_type: Text = "mediaType",
         artifact_type: Text = "artifactType",
         schema_version: Option<Box<RawValue>> = "schemaVersion",
@@ -45,7 +45,7 @@ object! {
 
 object! {
     /// As much of a descriptor as tells what it describes.
-    pub struct MediaType {
+    struct MediaType {
         media_type: Text = "mediaType",
     }
 }

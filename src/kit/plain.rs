@@ -127,7 +127,7 @@ fn parse_timestamp(text: &str) -> Option<()> {
     let year: u32 = std::str::from_utf8(year).ok()?.parse().ok()?;
     let (month, rest) = short_number(rest.strip_prefix(b"-")?)?;
     let (day, rest) = short_number(rest.strip_prefix(b"-")?)?;
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let days = match month {
         2 => 28 + u32::from(leap),
         4 | 6 | 9 | 11 => 30,
