@@ -166,7 +166,8 @@ impl Credentials {
             .spawn()
             .map_err(|error| unusable(&program, format!("the credential helper does not start: {error}")))?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-        let limit = self.timeout.min(HELPER_TIMEOUT);
+        // Sooner than the request that waits for this, whose own end would say less.
+        let limit = (self.timeout / 4 * 3).min(HELPER_TIMEOUT);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let talk = async {
             if let Some(mut stdin) = stdin {

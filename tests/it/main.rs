@@ -22,3 +22,4 @@ mod own_kits;
 mod parents;
 mod readers;
 mod sample;
+mod source;

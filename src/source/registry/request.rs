@@ -152,6 +152,8 @@ impl Request {
             status @ (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) => {
                 Err(Failure::Busy(status, failure::retry_after(response.headers())))
             }
+            // Not a trouble that passes, but a method that is not known.
+            status @ StatusCode::NOT_IMPLEMENTED => Err(Failure::Odd(format!("the registry answers {status}"))),
             status if status.is_server_error() => Err(Failure::Busy(status, failure::retry_after(response.headers()))),
             status => Err(Failure::Odd(format!("the registry answers {status}"))),
         }
