@@ -90,8 +90,15 @@ fn what_is_not_built_yet_does_not_exist() {
     let kitfs = Kitfs::new();
     let reference = reference(&kitfs);
     for option in [
-        "--policy", "--key", "--certificate-identity", "--trusted-root", "--index", "--index-key", "--prefetch",
-        "--hosts-dir", "--audit-log",
+        "--policy",
+        "--key",
+        "--certificate-identity",
+        "--trusted-root",
+        "--index",
+        "--index-key",
+        "--prefetch",
+        "--hosts-dir",
+        "--audit-log",
     ] {
         kitfs.run(&["verify", &reference, option, "x"]).expect(2).says(option);
     }
@@ -107,7 +114,8 @@ fn help_and_version_are_0_and_on_standard_output() {
         let output = kitfs.run(words).expect(0);
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{output}");
     }
-    for command in ["mount", "umount", "status", "ls", "cat", "export", "inspect", "verify", "pull", "cache", "doctor"] {
+    for command in ["mount", "umount", "status", "ls", "cat", "export", "inspect", "verify", "pull", "cache", "doctor"]
+    {
         kitfs.run(&[command, "--help"]).expect(0);
     }
 }
