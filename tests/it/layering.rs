@@ -94,6 +94,7 @@ fn the_order_is_the_documented_one() {
         "store",
         "kit",
         "ledger",
+        "fault",
         "verify",
         "buffers",
         "verity",
