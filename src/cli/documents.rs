@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::digest::Digest;
+use crate::mounts::Status;
 use crate::resolve::Resolved;
 
 /// What `verify` and `pull` print.
@@ -218,6 +219,35 @@ pub struct InspectedLayer {
     pub size: u64,
     /// The manifest that names it.
     pub kit: Digest,
+}
+
+/// What `mount` prints.
+#[derive(Debug, Serialize)]
+pub struct Mounted {
+    /// Where it is mounted.
+    pub directory: String,
+    /// The reference as it was given.
+    pub reference: String,
+    /// The digest of the manifest.
+    pub digest: Digest,
+    /// What said so.
+    pub resolved: Resolved,
+}
+
+/// What `umount` prints.
+#[derive(Debug, Serialize)]
+pub struct Unmounted {
+    /// Where it was mounted.
+    pub directory: String,
+    /// The processes that use it still.
+    pub used_by: Vec<u32>,
+}
+
+/// What `status` prints.
+#[derive(Debug, Serialize)]
+pub struct MountList {
+    /// The mounts, by directory.
+    pub mounts: Vec<Status>,
 }
 
 /// What `export` prints.

@@ -6,13 +6,12 @@
 //! through the mount table and /proc, so they need no state of their own.
 //!
 //! In reading order: what the processes tell each other (`request`, `message`, `wire`), the two of them
-//! (`holder`, `worker`), what the holder works with (`connection`, `clients`, `control`, `record`,
+//! (`holder`, `worker`), what the holder works with (`connection`, `control`, `record`,
 //! `process`, `beat`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
 //!
 //! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
 mod beat;
-mod clients;
 mod connection;
 mod control;
 mod holder;

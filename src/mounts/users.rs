@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::mounts::mountinfo;
 use crate::mounts::mountinfo::Entry;
+use crate::mounts::process;
 
 /// The processes that use a mount or a copy of it in another namespace, as far as they can be seen within
 /// that time.
@@ -64,7 +65,7 @@ fn stands_on(pid: u32, ids: &HashSet<u64>) -> bool {
     ["cwd", "root", "exe"].iter().any(|link| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let Ok(place) = rustix::fs::open(format!("/proc/{pid}/{link}"), flags, Mode::empty()) else { return false };
-        let info = crate::mounts::process::proc_path(&place).to_string_lossy().replace("/fd/", "/fdinfo/");
+        let info = process::proc_path(&place).to_string_lossy().replace("/fd/", "/fdinfo/");
         mountinfo::mount_id(&info).ok().flatten().is_some_and(|id| ids.contains(&id))
     })
 }

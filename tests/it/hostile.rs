@@ -77,8 +77,7 @@ fn check_output(case: &Value, output: &Output, complaints: &mut Complaints) {
 }
 
 fn check_verify(case: &Value, kitfs: &Kitfs, folder: &Path, reference: &str, complaints: &mut Complaints) {
-    let output =
-        kitfs.command(&["verify", reference, "--output", "json"]).current_directory(folder).within(20).run();
+    let output = kitfs.command(&["verify", reference, "--output", "json"]).current_directory(folder).within(20).run();
     check_output(case, &output, complaints);
     let accepted = codes(&case["verify"]["exit"]);
     if !accepted.contains(&output.code.into()) {
@@ -293,8 +292,10 @@ fn every_case_of_the_truth_table_ends_as_it_says() {
         return;
     }
     let only = std::env::var("KITFS_CASE").unwrap_or_default();
-    let cases: Vec<_> =
-        cases(&folder).into_iter().filter(|case| case["name"].as_str().is_some_and(|name| name.contains(&only))).collect();
+    let cases: Vec<_> = cases(&folder)
+        .into_iter()
+        .filter(|case| case["name"].as_str().is_some_and(|name| name.contains(&only)))
+        .collect();
     assert!(only.is_empty() || !cases.is_empty(), "no case is called {only}");
     let next = Mutex::new(cases.iter());
     let wrong = Mutex::new(Vec::new());

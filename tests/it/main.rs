@@ -11,6 +11,7 @@ mod layering;
 mod tidy;
 
 mod bad_usage;
+mod damage;
 mod demo;
 mod dependencies;
 mod docker;

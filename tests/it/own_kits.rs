@@ -11,11 +11,8 @@ use crate::support::kitfs::{Kitfs, Output};
 use crate::support::registry::{Access, Registry};
 use crate::support::tree::Tree;
 
-const PACKINGS: [Packing; 3] = [
-    Packing::Tar(Compression::None),
-    Packing::Tar(Compression::Gzip),
-    Packing::Tar(Compression::Zstd),
-];
+const PACKINGS: [Packing; 3] =
+    [Packing::Tar(Compression::None), Packing::Tar(Compression::Gzip), Packing::Tar(Compression::Zstd)];
 
 /// Verifies, exports and mounts a kit, and compares with what was packed.
 #[track_caller]

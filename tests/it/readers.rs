@@ -92,8 +92,7 @@ fn find_python() -> Option<PathBuf> {
 fn varied() -> Packed {
     let sizes = [0, 1, 4095, 4096, 4097, 65_537, 524_287, 524_288, 524_289, 3_000_001, 20_000_003];
     let big: Vec<File> = sizes.iter().map(|size| file(&format!("model/{size}"), noise(*size as u64, *size))).collect();
-    let small: Vec<File> =
-        (0..300).map(|n| file(&format!("data/{}/{n}", n % 7), noise(n, 37 * n as usize))).collect();
+    let small: Vec<File> = (0..300).map(|n| file(&format!("data/{}/{n}", n % 7), noise(n, 37 * n as usize))).collect();
     Kit::named("varied").with(Base::Model, "model", big).with(Base::Dataset, "data", small).pack()
 }
 
@@ -143,7 +142,9 @@ fn kit_of(root: &Path) -> Packed {
         while let Some(path) = open.pop() {
             let full = root.join(&path);
             if full.is_dir() {
-                open.extend(std::fs::read_dir(&full).expect("made").flatten().map(|entry| path.join(entry.file_name())));
+                open.extend(
+                    std::fs::read_dir(&full).expect("made").flatten().map(|entry| path.join(entry.file_name())),
+                );
             } else {
                 let mode = std::fs::metadata(&full).expect("made").permissions().mode() & 0o777;
                 files.push(file(path.to_str().expect("UTF-8"), std::fs::read(&full).expect("made")).mode(mode));

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kitfs::layers::Metadata;
+use kitfs::resolve::Freshness;
 use kitfs::mounts::{
-    AbsolutePath, Busy, Freshness, LogSettings, LogTarget, Metadata, MountFailure, MountOptions, MountRequest,
+    AbsolutePath, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
     Presence, Progress, SourceSettings, Status,
 };
 

@@ -10,8 +10,9 @@ use fuser::{
     OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, Request,
 };
 use kitfs::digest::Digest;
+use kitfs::resolve::Resolved;
 use kitfs::mounts::{
-    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Resolved, Served,
+    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served,
     Snapshot, State, Summary, tree_file,
 };
 

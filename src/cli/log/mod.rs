@@ -11,6 +11,7 @@ mod socket;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -49,7 +50,7 @@ pub enum Place {
 pub fn start(log: &Log, place: Place, state: &Path) -> std::io::Result<()> {
     let target = match (&log.target, place) {
         (Some(target), _) => Some(target.clone()),
-        (None, Place::Background) => Some(LogTarget::File(state.join("kitfs.log"))),
+        (None, Place::Background) => Some(LogTarget::File(default_file(state))),
         (None, Place::Command | Place::Foreground) => None,
     };
     let quiet = match place {
@@ -76,6 +77,16 @@ pub fn start(log: &Log, place: Place, state: &Path) -> std::io::Result<()> {
     // Only a second start in one process can fail, and then the first one's places stay in use.
     let _first_start_counts = tracing_subscriber::registry().with(layer).try_init();
     Ok(())
+}
+
+/// The log of background processes, where no other place was named.
+pub fn default_file(state: &Path) -> PathBuf {
+    state.join("kitfs.log")
+}
+
+/// Says whether background processes will be able to send their messages where they belong.
+pub fn check(log: &Log, state: &Path) -> std::io::Result<()> {
+    Sink::open(&log.target.clone().unwrap_or_else(|| LogTarget::File(default_file(state)))).map(drop)
 }
 
 /// One place that takes messages.

@@ -88,9 +88,8 @@ pub fn processes_with(text: &str) -> Vec<i32> {
         if name == own {
             continue;
         }
-        let names_it = ["environ", "cmdline"]
-            .iter()
-            .any(|part| std::fs::read(entry.path().join(part)).is_ok_and(has_text));
+        let names_it =
+            ["environ", "cmdline"].iter().any(|part| std::fs::read(entry.path().join(part)).is_ok_and(has_text));
         if names_it && is_alive(pid) {
             found.push(pid);
         }

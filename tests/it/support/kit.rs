@@ -454,8 +454,7 @@ impl Layout {
     pub fn add(&self, media_type: &str, manifest: &[u8], name: Option<&str>) {
         const NAME: &str = "org.opencontainers.image.ref.name";
         self.put(&digest_of(manifest), manifest);
-        let mut descriptor =
-            json!({"mediaType": media_type, "digest": digest_of(manifest), "size": manifest.len()});
+        let mut descriptor = json!({"mediaType": media_type, "digest": digest_of(manifest), "size": manifest.len()});
         let file = self.folder.join("index.json");
         let text = std::fs::read(&file).expect("our own directory");
         let mut index: Value = serde_json::from_slice(&text).expect("we wrote it");

@@ -117,9 +117,9 @@ impl Kitfs {
                 command
             }
         };
-        command.env_clear().envs(
-            ["PATH", "TMPDIR"].into_iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))),
-        );
+        command
+            .env_clear()
+            .envs(["PATH", "TMPDIR"].into_iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))));
         command
             .env("LANG", "C.UTF-8")
             .env("HOME", self.path("home"))

@@ -46,7 +46,7 @@ impl Kitfs {
         let output = self.command(&words).current_directory(from).run();
         let is_there = !host::mounts_below(&directory).is_empty();
         assert_eq!(output.code == 0, is_there, "exit code and mount table disagree\n{output}");
-        let mount = is_there.then_some(Mount { kitfs: self, directory, is_mounted: true });
+        let mount = is_there.then(|| Mount { kitfs: self, directory, is_mounted: true });
         (mount, output)
     }
 }
