@@ -66,9 +66,12 @@ impl Exit {
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {
         match error {
-            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
-                Self::Usage
-            }
+            Error::Usage(_)
+            | Error::Config(_)
+            | Error::Reference(_)
+            | Error::Log(_)
+            | Error::Target { .. }
+            | Error::Path { .. } => Self::Usage,
             Error::NoSuchPath { .. } => Self::NotFound,
             Error::Damaged { .. } | Error::Manifest { .. } => Self::Mismatch,
             Error::Store(_)

@@ -112,10 +112,9 @@ pub fn umount(config: &Config, directory: &Path) -> Result<(), Error> {
         );
     }
     match config.output {
-        Output::Json => print::json(&Unmounted {
-            directory: directory.to_string_lossy().into_owned(),
-            used_by: unmounted.used_by,
-        }),
+        Output::Json => {
+            print::json(&Unmounted { directory: directory.to_string_lossy().into_owned(), used_by: unmounted.used_by })
+        }
         Output::Text => Ok(()),
     }
 }

@@ -155,10 +155,7 @@ impl Job<'_> {
 async fn check_shown(layer: &Layer, same: &[&Arc<Layer>]) -> Result<(), LayerError> {
     let index = layer.check().await?;
     for layer in same {
-        let listing = layer.spec.base.as_ref().map_or_else(|| Ok(index.listing()), |base| index.listing().under(base));
-        if let Ok(listing) = listing {
-            layer.adopt_listing(listing);
-        }
+        layer.adopt_listing(layer.shown(&index)?);
     }
     Ok(())
 }
