@@ -1,6 +1,6 @@
 //! Exit codes: the same for every command, and decided in this one place.
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::fault::Fault;
 
 /// How a command ended, as scripts see it.

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::cli::documents::MountList;
 use crate::cli::documents::Mounted;
 use crate::cli::documents::Unmounted;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::log;
 use crate::cli::print;
 use crate::cli::progress;

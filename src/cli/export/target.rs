@@ -20,7 +20,7 @@ use rustix::fs::OFlags;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::kit::name::KitPath;
 use crate::kit::tree::Inode;
 use crate::kit::tree::NodeKind;
