@@ -77,6 +77,7 @@ impl From<&Error> for Exit {
             Error::Store(_)
             | Error::Look(_)
             | Error::IsDirectory { .. }
+            | Error::Directory { .. }
             | Error::Write { .. }
             | Error::CannotMount
             | Error::Interrupted
