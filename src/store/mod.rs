@@ -3,9 +3,10 @@
 //! What comes out is [`Unverified`], or a [`Witness`] that proves a file before it is read: the disk is
 //! not trusted. What goes in is proved. Opening is O(1); nothing is scanned on the way to a mount.
 //!
-//! # On disk (format 1)
+//! # On disk
+//! The format is part of the path: another version of kitfs keeps its own beside this one.
 //! ```text
-//! CACHE/version                    "kitfs store 1"
+//! CACHE/v1/
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
 //!       layers/<algorithm>-<hex>   the sealed index of a layer that was proved whole; its mtime is its last use
 //!       objects/ab/<hex>           contents of files, by their fs-verity digest, 0400
@@ -43,7 +44,8 @@ use crate::verify::LocalKey;
 use crate::verify::Unverified;
 use crate::verify::Verified;
 
-const VERSION: &str = "kitfs store 1\n";
+/// The folder of this format.
+const FORMAT: &str = "v1";
 
 /// No metadata file of the store is larger than this: the index of a layer of 4 TiB is.
 const METADATA_LIMIT: u64 = 1 << 30;
@@ -61,22 +63,13 @@ impl Store {
     /// Opens the store at `root`, making it if it is not there. `key` seals what kitfs writes there for
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
-        let at = |path: &Path, source| StoreError::Io { path: path.into(), source };
+        let root = root.join(FORMAT);
         for folder in ["blobs", "layers", "objects", "records", "tags", "staging", "locks"] {
             let path = root.join(folder);
-            make_folder(&path).map_err(|error| at(&path, error))?;
-        }
-        let path = root.join("version");
-        match fs::read_to_string(&path) {
-            Ok(version) if version == VERSION => {}
-            Ok(_) => return Err(StoreError::OtherVersion { path: root.into() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                write_whole(&path, VERSION.as_bytes()).map_err(|error| at(&path, error))?;
-            }
-            Err(error) => return Err(at(&path, error)),
+            make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Ok(Self { root: root.into(), key, boot: boot.trim().into() })
+        Ok(Self { root, key, boot: boot.trim().into() })
     }
 
     /// The folder of the store.
@@ -233,12 +226,6 @@ pub enum StoreError {
         path: PathBuf,
         /// Why.
         source: io::Error,
-    },
-    /// Written by another format of the store.
-    #[error("{} was written by another version of kitfs: remove it or name another --cache-dir", path.display())]
-    OtherVersion {
-        /// The folder of the store.
-        path: PathBuf,
     },
     /// The file with this host's key is not a key.
     #[error("{} does not hold a key: remove it, and what was cached is proved again", path.display())]
