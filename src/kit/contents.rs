@@ -28,6 +28,7 @@ use crate::kit::media::Artifact;
 use crate::kit::media::Compression;
 use crate::kit::media::Format;
 use crate::kit::media::LayerType;
+use crate::kit::media::Reading;
 use crate::kit::media::Role;
 use crate::kit::media::UnknownLayerType;
 use crate::kit::name::InvalidPath;
@@ -79,6 +80,13 @@ pub struct KitLayer {
     /// What the decompressed content must hash to, where the config says so and the layer's own digest
     /// does not prove it already.
     pub diff_id: Option<Digest>,
+}
+
+impl KitLayer {
+    /// How the blob is read.
+    pub fn reading(&self) -> Reading {
+        Reading { format: self.format, compression: self.compression }
+    }
 }
 
 /// The file that a raw layer is.

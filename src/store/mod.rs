@@ -8,7 +8,8 @@
 //! ```text
 //! CACHE/v1/
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
-//!       layers/<algorithm>-<hex>   the sealed index of a layer that was proved whole; its mtime is its last use
+//!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
+//!                                  read (`tar+gzip`); its mtime is its last use
 //!       objects/ab/<hex>           contents of files, by their fs-verity digest, 0400
 //!       records/ab/<hex>           sealed: the stamp under which a large object was proved whole
 //!       tags/<hex>                 sealed: the digest last seen for a tag; named by the SHA-256 of the reference
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::kit::index::Index;
+use crate::kit::media::Reading;
 use crate::verify::FromVerified;
 use crate::verify::LocalKey;
 use crate::verify::Unverified;
@@ -88,17 +90,21 @@ impl Store {
     }
 
     /// The index of a layer that was proved here, if its seal is whole and it is about that layer.
-    pub fn index(&self, layer: &Digest) -> Option<Verified<Index>> {
-        let path = self.index_path(layer);
-        let sealed = Unverified::new(read_whole(&path).ok()?);
-        let index = sealed.unseal(&self.key, &format!("index {layer}")).ok()?.parse::<Index>().ok()?;
-        (index.layer() == layer).then_some(index)
+    pub fn index(&self, layer: &Digest, reading: Reading) -> Option<Verified<Index>> {
+        self.index_file(&index_name(layer, reading)).filter(|index| index.layer() == layer && index.reading() == reading)
+    }
+
+    /// The index in a file of that name, if its seal is whole.
+    fn index_file(&self, name: &str) -> Option<Verified<Index>> {
+        let sealed = Unverified::new(read_whole(&self.root.join("layers").join(name)).ok()?);
+        let index = sealed.unseal(&self.key, &format!("index {name}")).ok()?.parse::<Index>().ok()?;
+        (index_name(index.layer(), index.reading()) == name).then_some(index)
     }
 
     /// Notes that a layer is in use now: what was used last is evicted last.
-    pub fn touch(&self, layer: &Digest) {
+    pub fn touch(&self, layer: &Digest, reading: Reading) {
         let now = FileTimes::new().set_modified(SystemTime::now());
-        if let Ok(file) = File::open(self.index_path(layer)) {
+        if let Ok(file) = File::open(self.index_path(layer, reading)) {
             let _unused_stays_older = file.set_times(now);
         }
     }
@@ -121,8 +127,8 @@ impl Store {
         self.root.join("blobs").join(file_name(digest))
     }
 
-    fn index_path(&self, layer: &Digest) -> PathBuf {
-        self.root.join("layers").join(file_name(layer))
+    fn index_path(&self, layer: &Digest, reading: Reading) -> PathBuf {
+        self.root.join("layers").join(index_name(layer, reading))
     }
 
     fn tag_path(&self, reference: &str) -> PathBuf {
@@ -174,6 +180,10 @@ pub fn local_key(path: &Path) -> Result<LocalKey, StoreError> {
 
 fn file_name(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm(), digest.hex())
+}
+
+fn index_name(layer: &Digest, reading: Reading) -> String {
+    format!("{}.{reading}", file_name(layer))
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {

@@ -14,6 +14,7 @@ use crate::kit::index::Index;
 use crate::store::Store;
 use crate::store::beside;
 use crate::store::file_name;
+use crate::store::index_name;
 use crate::store::make_folder;
 use crate::store::objects::Durability;
 use crate::store::objects::has_record;
@@ -86,8 +87,9 @@ impl Staging {
             }
         }
         let index = proof.covers(index);
-        let sealed = self.store.key.seal(&index.encode(), &format!("index {}", proof.layer()));
-        write_whole(&self.store.index_path(proof.layer()), &sealed)?;
+        let name = index_name(index.layer(), index.reading());
+        let sealed = self.store.key.seal(&index.encode(), &format!("index {name}"));
+        write_whole(&self.store.root.join("layers").join(name), &sealed)?;
         drop(adding);
         Ok(index)
     }
