@@ -63,11 +63,8 @@ impl Staging {
     /// index and files were made are the layer.
     pub fn commit(self, proof: &LayerProof, index: Index) -> io::Result<Verified<Index>> {
         let adding = self.store.lock_adding()?;
-        let mut large = Vec::new();
-        let mut number = 0;
-        for tree in index.trees() {
+        for (number, tree) in index.trees().enumerate() {
             let staged = self.folder.join(number.to_string());
-            number += 1;
             let place = self.store.object_path(&tree.verity);
             if self.has_equal_object(&proof.covers(tree.clone())) {
                 fs::remove_file(&staged)?;
@@ -83,7 +80,6 @@ impl Staging {
             if has_record(tree.size) {
                 let stamp = proof.covers(Stamp::of(&open_file(&place)?)?);
                 self.store.keep_record(&tree.verity, &stamp, Durability::Cached);
-                large.push((tree.verity, stamp));
             }
         }
         let index = proof.covers(index);
