@@ -1,6 +1,6 @@
 //! Exit codes: the same for every command, and decided in this one place.
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::fault::Fault;
 
 /// How a command ended, as scripts see it.
@@ -66,14 +66,18 @@ impl Exit {
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {
         match error {
-            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
-                Self::Usage
-            }
+            Error::Usage(_)
+            | Error::Config(_)
+            | Error::Reference(_)
+            | Error::Log(_)
+            | Error::Target { .. }
+            | Error::Path { .. } => Self::Usage,
             Error::NoSuchPath { .. } => Self::NotFound,
             Error::Damaged { .. } | Error::Manifest { .. } => Self::Mismatch,
             Error::Store(_)
             | Error::Look(_)
             | Error::IsDirectory { .. }
+            | Error::Directory { .. }
             | Error::Write { .. }
             | Error::CannotMount
             | Error::Interrupted

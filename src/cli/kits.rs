@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::TryStreamExt;
 use futures_util::stream;
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::progress;
 use crate::config::Config;
 use crate::fs::KitFs;

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::cli::documents::MountList;
 use crate::cli::documents::Mounted;
 use crate::cli::documents::Unmounted;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::log;
 use crate::cli::print;
 use crate::cli::progress;
@@ -112,10 +112,9 @@ pub fn umount(config: &Config, directory: &Path) -> Result<(), Error> {
         );
     }
     match config.output {
-        Output::Json => print::json(&Unmounted {
-            directory: directory.to_string_lossy().into_owned(),
-            used_by: unmounted.used_by,
-        }),
+        Output::Json => {
+            print::json(&Unmounted { directory: directory.to_string_lossy().into_owned(), used_by: unmounted.used_by })
+        }
         Output::Text => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 
 /// Writes one JSON document.
 pub fn json(document: &impl Serialize) -> Result<(), Error> {

@@ -16,8 +16,8 @@ use crate::cli::documents::Layer as LayerDocument;
 use crate::cli::documents::LayerStatus;
 use crate::cli::documents::Parent;
 use crate::cli::documents::Verification;
-use crate::cli::error::Error;
 use crate::cli::exit::Exit;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::kits::PROVED_AT_ONCE;
 use crate::cli::print;
@@ -155,10 +155,7 @@ impl Job<'_> {
 async fn check_shown(layer: &Layer, same: &[&Arc<Layer>]) -> Result<(), LayerError> {
     let index = layer.check().await?;
     for layer in same {
-        let listing = layer.spec.base.as_ref().map_or_else(|| Ok(index.listing()), |base| index.listing().under(base));
-        if let Ok(listing) = listing {
-            layer.adopt_listing(listing);
-        }
+        layer.adopt_listing(layer.shown(&index)?);
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ use crate::kit::media::Format;
 use crate::kit::contents::KitLayer;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::index::Index;
+use crate::kit::index::IndexKind;
 use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
 use crate::kit::listing::EntryKind;
@@ -149,7 +150,7 @@ impl Layer {
     /// A layer of the kit `kit`. If this store has proved it before, it is known at once.
     pub fn new(spec: KitLayer, kit: Digest, source: Arc<Source>, workshop: Arc<Workshop>) -> Arc<Self> {
         let digest = spec.descriptor.digest;
-        let phase = match workshop.store.index(&digest) {
+        let phase = match kept_index(&workshop.store, &spec) {
             Some(index) => {
                 workshop.store.touch(&digest);
                 workshop.ledger.add_verified(spec.descriptor.size);
@@ -247,12 +248,21 @@ impl Layer {
     }
 
     /// The entries of a proved or drafted index, as they lie in the kit.
-    fn shown(&self, index: &Index) -> Result<Listing, LayerError> {
-        let listing = index.listing();
-        match &self.spec.base {
-            Some(base) => listing.under(base).map_err(|error| self.malformed(error.into())),
+    ///
+    /// Where a raw layer lies is not in its bytes: one blob can be several files, in one kit or in two.
+    pub fn shown(&self, index: &Index) -> Result<Listing, LayerError> {
+        let listing = match (&self.spec.raw, index.listing().entries()) {
+            (Some(file), [Entry { kind, .. }]) => {
+                let (path, mode, mtime) = (file.path.clone(), file.mode, file.mtime.unwrap_or_default());
+                Listing::new(vec![Entry { path, mode, mtime, kind: *kind }], Certainty::Verified)
+            }
+            _ => Ok(index.listing()),
+        };
+        let listing = listing.and_then(|listing| match &self.spec.base {
+            Some(base) => listing.under(base),
             None => Ok(listing),
-        }
+        });
+        listing.map_err(|error| self.malformed(error.into()))
     }
 
     fn malformed(&self, error: SplitError) -> LayerError {
@@ -346,7 +356,7 @@ impl Layer {
                 Err(_) => break None,
             }
         };
-        if let Some(index) = store.index(self.digest()) {
+        if let Some(index) = kept_index(store, &self.spec) {
             return self.agree(index);
         }
         self.fetch_and_keep().await
@@ -447,6 +457,17 @@ impl Layer {
         let Some(listed) = self.listed.get() else { return Ok(index) };
         if self.shown(&index)?.shows_the_same(listed) { Ok(index) } else { Err(LayerError::OtherStory { layer: *self.digest() }) }
     }
+}
+
+/// The index of a layer that was proved before, if it was read then as this kit reads it: another kit may
+/// name the same blob as another kind of layer.
+fn kept_index(store: &Store, spec: &KitLayer) -> Option<Verified<Index>> {
+    let index = store.index(&spec.descriptor.digest)?;
+    // In a tar, a header comes before the first file.
+    let was_raw = matches!(index.entries(), [only] if matches!(only.kind, IndexKind::File { offset: 0, .. }));
+    let was_plain = index.content_size() == spec.descriptor.size;
+    let is_same = was_raw == (spec.format == Format::Raw) && (was_plain || spec.compression != Compression::None);
+    is_same.then_some(index)
 }
 
 /// Why a layer could not be listed or proved.

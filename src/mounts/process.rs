@@ -7,9 +7,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -80,6 +80,8 @@ pub(super) struct Started {
     leader: OwnedFd,
     /// Readable when all threads are.
     group: OwnedFd,
+    /// How it ended, once all threads are dead.
+    status: Option<ExitStatus>,
 }
 
 impl Started {
@@ -93,7 +95,7 @@ impl Started {
             Ok(leader) => leader,
             Err(_) => group.try_clone()?,
         };
-        Ok(Self { child, leader, group })
+        Ok(Self { child, leader, group, status: None })
     }
 
     /// As /proc numbers it.
@@ -109,11 +111,16 @@ impl Started {
     /// Whether every thread is dead; then the process is also reaped.
     pub(super) fn is_gone(&mut self) -> bool {
         let gone = wire::readable(&self.group, Some(Instant::now())).unwrap_or(true);
-        if gone {
-            // Its exit status changes nothing: a worker that ends well has said so.
-            let _ = self.child.try_wait();
+        if gone && self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
         }
         gone
+    }
+
+    /// Whether somebody ended it, a person or the out-of-memory killer: it did not do so itself.
+    pub(super) fn was_killed(&self) -> bool {
+        let signal = self.status.and_then(|status| status.signal());
+        matches!(signal, Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP))
     }
 
     /// Kills it. It may stay a while.

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kitfs::layers::Metadata;
+use kitfs::resolve::Freshness;
 use kitfs::mounts::{
-    AbsolutePath, Busy, Freshness, LogSettings, LogTarget, Metadata, MountFailure, MountOptions, MountRequest,
+    AbsolutePath, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
     Presence, Progress, SourceSettings, Status,
 };
 
@@ -103,7 +105,27 @@ impl Host {
         }
     }
 
-    fn processes(&self) -> Vec<String> {
+    /// The mount's line in /proc/mounts.
+    pub fn table_line(&self) -> String {
+        let table = fs::read_to_string("/proc/mounts").unwrap();
+        table.lines().find(|line| line.contains(self.folder.path().to_str().unwrap())).unwrap().to_owned()
+    }
+
+    /// How many mounts there are.
+    pub fn mounts(&self) -> usize {
+        let table = fs::read_to_string("/proc/mounts").unwrap();
+        table.lines().filter(|line| line.contains(self.folder.path().to_str().unwrap())).count()
+    }
+
+    /// The file system's number.
+    pub fn device(&self) -> String {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.contains(self.folder.path().to_str().unwrap())).unwrap();
+        line.split(' ').nth(2).unwrap().to_owned()
+    }
+
+    /// The holder and the worker, as their arguments tell.
+    pub fn processes(&self) -> Vec<String> {
         let mark = self.folder.path().to_str().unwrap();
         let mut processes = Vec::new();
         for process in fs::read_dir("/proc").unwrap().flatten() {
@@ -133,7 +155,18 @@ pub fn command(reference: &str, directory: &Path, state: &Path) -> Command {
     command
 }
 
-/// The command itself.
+/// `kitfs umount`.
+pub fn umount_command(arguments: &[String]) -> ExitCode {
+    match kitfs::mounts::umount(Path::new(&arguments[0]), Busy::Keep) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// `kitfs mount`.
 pub fn mount_command(arguments: &[String]) -> ExitCode {
     let (request, quiet) = request(arguments);
     let mounted = kitfs::mounts::mount(request, |progress| {

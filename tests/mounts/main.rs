@@ -20,6 +20,9 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == "mount") {
         return host::mount_command(&arguments[1..]);
     }
+    if arguments.first().is_some_and(|first| first == "umount") {
+        return host::umount_command(&arguments[1..]);
+    }
     if arguments.iter().any(|argument| argument == "--list") {
         cases::ALL.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

@@ -22,6 +22,7 @@ use crate::mounts::beat::Beat;
 use crate::mounts::connection::Connection;
 use crate::mounts::control::Listener;
 use crate::mounts::holder::clients::Clients;
+use crate::mounts::holder::succession::OWN_DEATH;
 use crate::mounts::message::{FromCaller, Order};
 use crate::mounts::process;
 use crate::mounts::process::{Signals, Started};
@@ -87,7 +88,7 @@ struct Holder {
     /// There once the mount is ready.
     ready: Option<Ready>,
     takeovers: u64,
-    /// Deaths in a row without an answer between them.
+    /// What the deaths in a row weigh that had no answer between them.
     fruitless: u32,
     /// No worker lives long enough: every request is refused.
     failed: Option<LastError>,
@@ -128,6 +129,8 @@ struct Worker {
     started: Instant,
     /// When its first thread was seen dead.
     dead: Option<Instant>,
+    /// It could not do what it was started for, and was killed for it.
+    given_up: bool,
 }
 
 impl Worker {
@@ -289,13 +292,14 @@ impl Holder {
             self.restart = None;
             if let Err(error) = self.start_worker() {
                 tracing::error!(%error, "a worker cannot be started");
-                self.count_fruitless(&format!("a worker cannot be started: {error}"));
+                self.count_fruitless(OWN_DEATH, &format!("a worker cannot be started: {error}"));
             }
         }
-        if let Some(worker) = &self.worker {
+        if let Some(worker) = &mut self.worker {
             let patient = self.connection.is_none() || matches!(worker.stage, Stage::Serving);
             if !patient && now.duration_since(worker.started) > TAKEOVER && worker.dead.is_none() {
                 tracing::error!(pid = worker.process.pid(), "a worker is not ready in time, and is killed");
+                worker.given_up = true;
                 worker.process.kill();
             }
         }

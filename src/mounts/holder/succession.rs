@@ -7,11 +7,16 @@ use crate::mounts::holder::{End, Event, Holder, Stage, Worker};
 use crate::mounts::message::FromWorker;
 use crate::mounts::request::{LastError, MountFailure, State};
 
-/// Deaths in a row, without an answer between them, that a mount survives.
-const FRUITLESS_DEATHS: u32 = 5;
+/// How often workers may die in a row, with no answer between them, before a mount has failed: in deaths that
+/// others brought on them. One that they brought on themselves weighs more, for the request that did it
+/// comes back.
+const FRUITLESS_DEATHS: u32 = 100;
 
-/// The pause after the first of them; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// What a worker's own death weighs: the fifth is the last.
+pub(super) const OWN_DEATH: u32 = 20;
+
+/// The pause after a fruitless death; it doubles with each one that was the worker's own.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A worker that lived longer did not die of the first request it saw.
 const LONG_LIFE: Duration = Duration::from_secs(5);
@@ -23,7 +28,8 @@ impl Holder {
         self.hear_worker_out();
         let Some(mut worker) = self.worker.take() else { return };
         let pid = worker.process.pid();
-        if !worker.process.is_gone() {
+        let (gone, was_killed) = (worker.process.is_gone(), worker.process.was_killed() && !worker.given_up);
+        if !gone {
             tracing::warn!(pid, "a dead worker has threads that do not die");
             self.lingering.push(worker.process);
         }
@@ -44,13 +50,14 @@ impl Holder {
         }
         // One that had nothing to answer did not die of a request either.
         let served = matches!(worker.stage, Stage::Serving)
-            && (worker.beat.has_answered() || worker.started.elapsed() >= LONG_LIFE || connection.waiting() == Some(0));
+            && (worker.beat.has_answered() || worker.started.elapsed() >= LONG_LIFE || !connection.has_requests());
         tracing::warn!(pid, served, "the worker died");
         if served {
             self.fruitless = 0;
             self.restart = Some(Instant::now());
         } else {
-            self.count_fruitless("the workers of this mount die before they answer");
+            let weight = if was_killed { 1 } else { OWN_DEATH };
+            self.count_fruitless(weight, "the workers of this mount die before they answer");
         }
     }
 
@@ -68,14 +75,15 @@ impl Holder {
         }
     }
 
-    pub(super) fn count_fruitless(&mut self, message: &str) {
+    pub(super) fn count_fruitless(&mut self, weight: u32, message: &str) {
         if self.ready.is_none() {
             self.end = Some(End::Failed(MountFailure::new(1, message)));
             return;
         }
-        self.fruitless += 1;
+        self.fruitless += weight;
         if self.fruitless < FRUITLESS_DEATHS {
-            self.restart = Some(Instant::now() + FIRST_PAUSE * 2u32.pow(self.fruitless - 1));
+            let own = (self.fruitless / OWN_DEATH).saturating_sub(1);
+            self.restart = Some(Instant::now() + PAUSE * 2u32.saturating_pow(own));
             return;
         }
         tracing::error!("{message}: the mount has failed, and answers every request with EIO");

@@ -40,8 +40,15 @@ impl Holder {
             tracing::error!(%error, "a worker cannot be told what to do");
             process.kill();
         }
-        self.worker =
-            Some(Worker { process, channel, beat, stage: Stage::Preparing, started: Instant::now(), dead: None });
+        self.worker = Some(Worker {
+            process,
+            channel,
+            beat,
+            stage: Stage::Preparing,
+            started: Instant::now(),
+            dead: None,
+            given_up: false,
+        });
         Ok(())
     }
 
@@ -221,7 +228,8 @@ impl Holder {
             return;
         }
         tracing::error!(%failure, "a worker cannot take over");
-        if let Some(worker) = &self.worker {
+        if let Some(worker) = &mut self.worker {
+            worker.given_up = true;
             worker.process.kill();
         }
     }

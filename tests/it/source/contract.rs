@@ -24,7 +24,11 @@ fn sample() -> Sample {
     let config = br#"{"manifestVersion":"1.0.0"}"#.to_vec();
     let layer = noise(7, 3 * BUFFER + 12_345);
     let part = |bytes: &[u8], kind: &str| {
-        format!(r#"{{"mediaType":"application/vnd.kitops.modelkit.{kind}","digest":"{}","size":{}}}"#, Digest::of(bytes), bytes.len())
+        format!(
+            r#"{{"mediaType":"application/vnd.kitops.modelkit.{kind}","digest":"{}","size":{}}}"#,
+            Digest::of(bytes),
+            bytes.len()
+        )
     };
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[{}]}}"#,
@@ -57,7 +61,8 @@ impl Sample {
         let entry = |name: &str| {
             format!(r#"{{{},"annotations":{{"org.opencontainers.image.ref.name":"{name}"}}}}"#, self.descriptor())
         };
-        let index = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, entry("v1"), entry("example.com/acme/base:v2"));
+        let index =
+            format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, entry("v1"), entry("example.com/acme/base:v2"));
         std::fs::write(folder.join("index.json"), index).unwrap();
         std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     }
@@ -163,7 +168,8 @@ fn the_store_of_kitops_keeps_it() {
     sample().write(&storage);
     // base64 of localhost/kit and of example.com/acme/base, as kit names its files.
     for name in ["bG9jYWxob3N0L2tpdA==", "ZXhhbXBsZS5jb20vYWNtZS9iYXNl"] {
-        std::fs::write(storage.join(format!("{name}-tags.json")), format!(r#"{{"v1":{{{}}}}}"#, sample().descriptor())).unwrap();
+        std::fs::write(storage.join(format!("{name}-tags.json")), format!(r#"{{"v1":{{{}}}}}"#, sample().descriptor()))
+            .unwrap();
     }
     rerun("store", &[("KITOPS_HOME", home.path())]);
 }

@@ -12,6 +12,9 @@ use super::super::support::faults::{Answer, Content, Faults};
 use super::super::support::kit::noise;
 use super::{SECONDS, check, descriptor, kit_of, open, options};
 
+/// What goes wrong, and how.
+type Fault = (&'static str, fn(Answer) -> Answer);
+
 const MANIFEST: &[u8] = br#"{"schemaVersion":2}"#;
 
 /// A registry with one manifest and one layer.
@@ -36,7 +39,7 @@ fn failing(times: usize, fault: impl Fn(Answer) -> Answer + Send + Sync + 'stati
 
 #[tokio::test]
 async fn a_range_survives_every_passing_fault() {
-    let faults: [(&str, fn(Answer) -> Answer); 7] = [
+    let faults: [Fault; 7] = [
         ("503", |_| Answer::new(503)),
         ("429 with a wait", |_| Answer::new(429).header("Retry-After", "1")),
         ("502 until a date", |_| Answer::new(502).header("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT")),
@@ -48,7 +51,8 @@ async fn a_range_survives_every_passing_fault() {
     for (what, fault) in faults {
         let (server, layer) = failing(1, fault);
         let source = kit_of(&server, 6 * SECONDS).await;
-        let bytes = source.range(&descriptor(&layer), 100..50_000).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let bytes =
+            source.range(&descriptor(&layer), 100..50_000).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         check(bytes, &layer[100..50_000]);
         assert_eq!(server.asked().len(), 2, "{what}");
     }
@@ -77,7 +81,7 @@ async fn retry_after_is_waited_for_and_never_beyond_the_deadline() {
 
 #[tokio::test]
 async fn a_wrong_answer_to_a_range_is_not_used() {
-    let faults: [(&str, fn(Answer) -> Answer); 6] = [
+    let faults: [Fault; 6] = [
         ("shifted", |answer| answer.header("Content-Range", "bytes 101-50000/1049575")),
         ("no Content-Range", |answer| answer.header("Content-Range", "")),
         ("unknown size", |answer| answer.header("Content-Range", "bytes 100-49999/*")),
@@ -133,7 +137,7 @@ async fn a_tag_is_resolved_without_the_digest_header_and_without_head() {
 
 #[tokio::test]
 async fn every_wait_has_an_end() {
-    let faults: [(&str, fn(Answer) -> Answer); 3] = [
+    let faults: [Fault; 3] = [
         ("silence", |_| Answer::silence()),
         ("a stall", |answer| answer.stall(10)),
         ("a trickle", |answer| answer.trickle(Duration::from_millis(100))),
@@ -153,12 +157,8 @@ async fn every_wait_has_an_end() {
             }
         };
         let began = Instant::now();
-        let (range, blob, manifest, stream) = tokio::join!(
-            source.range(&layer, 0..1000),
-            source.blob(&layer),
-            source.manifest(&layer.digest),
-            stream,
-        );
+        let (range, blob, manifest, stream) =
+            tokio::join!(source.range(&layer, 0..1000), source.blob(&layer), source.manifest(&layer.digest), stream,);
         for error in [range.unwrap_err(), blob.unwrap_err(), manifest.unwrap_err(), stream] {
             assert!(matches!(error, SourceError::Unreachable { .. }), "{what}: {error}");
         }

@@ -86,7 +86,10 @@ async fn a_token_that_expires_is_renewed_also_in_the_middle_of_a_blob() {
     let source = open(&format!("{}/kit:v1", server.host()), &options).await.unwrap();
     let layer = layer();
     for start in (0..6000).step_by(1000) {
-        check(source.range(&descriptor(&layer), start as u64..start as u64 + 1000).await.unwrap(), &layer[start..start + 1000]);
+        check(
+            source.range(&descriptor(&layer), start as u64..start as u64 + 1000).await.unwrap(),
+            &layer[start..start + 1000],
+        );
     }
     assert!(logins.load(Ordering::SeqCst) >= 3);
 }
@@ -169,7 +172,12 @@ fn helpers_are_asked_and_one_that_hangs_dies_with_its_children() {
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     };
-    helper("good", &format!("read server; echo \"{{\\\"ServerURL\\\":\\\"$server\\\",\\\"Username\\\":\\\"{USER}\\\",\\\"Secret\\\":\\\"{PASSWORD}\\\"}}\""));
+    helper(
+        "good",
+        &format!(
+            "read server; echo \"{{\\\"ServerURL\\\":\\\"$server\\\",\\\"Username\\\":\\\"{USER}\\\",\\\"Secret\\\":\\\"{PASSWORD}\\\"}}\""
+        ),
+    );
     helper("none", "echo credentials not found in native keychain; exit 1");
     helper("token", "echo '{\"Username\":\"<token>\",\"Secret\":\"TOPSECRET\"}'");
     helper("junk", "echo TOPSECRET");
@@ -194,7 +202,10 @@ pub async fn with_helpers() {
     let token = ask("token").await.unwrap_err();
     assert!(matches!(token, SourceError::Denied { .. }) && token.to_string().contains("identity token"), "{token}");
     let junk = ask("junk").await.unwrap_err();
-    assert!(matches!(junk, SourceError::Configuration { .. }) && !format!("{junk:?}").contains("TOPSECRET"), "{junk:?}");
+    assert!(
+        matches!(junk, SourceError::Configuration { .. }) && !format!("{junk:?}").contains("TOPSECRET"),
+        "{junk:?}"
+    );
     let began = Instant::now();
     let hang = ask("hang").await.unwrap_err();
     assert!(began.elapsed() < 5 * SECONDS, "{:?}", began.elapsed());
@@ -210,9 +221,10 @@ fn group_is_gone(group: &str) -> bool {
         let fields: Vec<_> = rest.split(' ').collect();
         fields.get(2) == Some(&group) && fields.first() != Some(&"Z")
     };
-    !std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-        std::fs::read_to_string(entry.path().join("stat")).is_ok_and(of_group)
-    })
+    !std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .any(|entry| std::fs::read_to_string(entry.path().join("stat")).is_ok_and(of_group))
 }
 
 #[test]

@@ -121,6 +121,14 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The directory that a kit should be written into cannot be used.
+    #[error("cannot export into {}", directory.display())]
+    Directory {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file could not be written.
     #[error("cannot write {path} in {}", directory.display())]
     Write {
