@@ -24,7 +24,6 @@ use crate::audit::head::Mark;
 use crate::audit::line;
 use crate::audit::line::Actor;
 use crate::audit::line::Line;
-use crate::audit::line::NOTHING;
 use crate::digest::Digest;
 use crate::verify::LocalKey;
 
@@ -87,7 +86,7 @@ impl Chain {
             return Ok(End::Whole(intended.clone()));
         }
         if len == 0 && head.len > 0 && self.was_rotated(head)? {
-            return Ok(End::Whole(Mark { rotated: head.rotated + 1, len: 0, ..head.clone() }));
+            return Ok(End::Whole(Mark { rotated: head.rotated.saturating_add(1), len: 0, ..head.clone() }));
         }
         if intended.is_some() && len > head.len && ends_with(head)? {
             return Ok(End::Torn(head.clone(), len - head.len));
@@ -138,7 +137,7 @@ impl Chain {
         let mut lines = Vec::new();
         let mut bytes = Vec::new();
         for Entry { time, event } in before.iter().chain(entries) {
-            to.sequence += 1;
+            to.sequence = to.sequence.checked_add(1).ok_or_else(|| io::Error::other("no number is left for a line"))?;
             let line = line::write(to.sequence, to.hash, time, actor, event).map_err(io::Error::other)?;
             to.hash = Digest::of(line.as_bytes());
             bytes.extend_from_slice(line.as_bytes());
@@ -186,16 +185,14 @@ impl Chain {
     /// a number that was not used.
     fn go_on_after(&self, file: &File, heads: &Heads) -> io::Result<Mark> {
         let mut end = Mark { len: files::end_of_lines(file)?, ..Mark::START };
+        if let Some(last) = files::line_before(file, end.len)? {
+            end.hash = Digest::of(&last);
+            // Whoever broke the log may have written any number there; some have to be left.
+            end.sequence = Line::parse(&last).map_or(0, |line| line.sequence).min(u64::MAX / 2);
+        }
         if let Heads::Known(head, intended) = heads {
             end.rotated = head.rotated;
             end.sequence = intended.as_ref().map_or(head.sequence, |intended| intended.sequence);
-        }
-        let last = files::line_before(file, end.len)?;
-        if let Some(last) = &last {
-            end.hash = Digest::of(last);
-            end.sequence = end.sequence.max(Line::parse(last).map_or(0, |line| line.sequence));
-        } else if end.len == 0 {
-            end.hash = NOTHING;
         }
         if file.metadata()?.len() > end.len {
             self.move_aside(file, &end)?;

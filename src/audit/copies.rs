@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 use std::sync::Mutex;
@@ -35,6 +36,9 @@ pub enum Copy {
 /// How long a reader of the descriptor may let a line wait.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The lowest number that a copy of a descriptor gets: those below are put in place for a child by number.
+const LOWEST: RawFd = 10;
+
 /// What a pipe that can be written to takes without blocking (PIPE_BUF).
 const PIECE: usize = 4096;
 
@@ -43,6 +47,29 @@ impl Copy {
     pub fn check(self) -> io::Result<()> {
         let Self::Descriptor(number) = self else { return Ok(()) };
         duplicate(number).map(drop)
+    }
+
+    /// The same place for processes that outlive this one: a descriptor under a number that is not taken
+    /// there, open for as long as the second value lives.
+    pub fn for_children(self) -> io::Result<(Self, Option<File>)> {
+        let Self::Descriptor(number) = self else { return Ok((self, None)) };
+        let ours = duplicate(number)?;
+        Ok((Self::Descriptor(ours.as_raw_fd()), Some(ours)))
+    }
+
+    /// Keeps a descriptor that this process was started with from the programs that it starts.
+    pub fn keep_private(self) {
+        let Self::Descriptor(number) = self else { return };
+        // SAFETY: a system call on a number; if nothing is open under it, that is all that happens.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+
+    /// The descriptor, if it is one.
+    pub fn descriptor(self) -> Option<RawFd> {
+        match self {
+            Self::Descriptor(number) => Some(number),
+            Self::Syslog | Self::Journal => None,
+        }
     }
 }
 
@@ -101,7 +128,7 @@ fn duplicate(number: RawFd) -> io::Result<File> {
     }
     // SAFETY: it is borrowed for the duplication alone, and whether it is open is what that tells.
     let named = unsafe { BorrowedFd::borrow_raw(number) };
-    let ours = rustix::io::fcntl_dupfd_cloexec(named, 3)?;
+    let ours = rustix::io::fcntl_dupfd_cloexec(named, LOWEST)?;
     let mode = rustix::fs::fcntl_getfl(&ours)? & rustix::fs::OFlags::RWMODE;
     if mode == rustix::fs::OFlags::RDONLY {
         return Err(io::Error::other("it is not open for writing"));
@@ -136,7 +163,6 @@ fn write_patiently(file: &mut File, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::Read;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_descriptor_gets_lines_and_one_that_nobody_reads_stops_nobody() {

@@ -75,14 +75,10 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("is not zero");
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where a log is, and who writes to it.
-#[derive(Debug)]
-pub struct Options {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
     /// The file. Absolute.
     pub file: PathBuf,
-    /// The state directory, which keeps the end of the log.
-    pub state: PathBuf,
-    /// What seals that.
-    pub key: LocalKey,
     /// Who gets a copy of each line.
     pub copies: Vec<Copy>,
     /// The mount that this process works for, if it does.
@@ -134,14 +130,15 @@ struct Trouble {
 }
 
 impl Audit {
-    /// Prepares to write to a log. Whether that works shows with the first event.
-    pub fn new(options: Options) -> Arc<Self> {
-        Self::with_limit(options, FULL)
+    /// Prepares to write to a log, of which `state`, the state directory, keeps the end, sealed with `key`.
+    /// Whether that works shows with the first event.
+    pub fn new(settings: Settings, state: &Path, key: LocalKey) -> Arc<Self> {
+        Self::with_limit(settings, state, key, FULL)
     }
 
-    fn with_limit(options: Options, full: u64) -> Arc<Self> {
-        let Options { file, state, key, copies, directory } = options;
-        let head = chain::head_path(&state, &file);
+    fn with_limit(settings: Settings, state: &Path, key: LocalKey, full: u64) -> Arc<Self> {
+        let Settings { file, copies, directory } = settings;
+        let head = chain::head_path(state, &file);
         let writer = Writer {
             chain: Chain { path: file, head, key, full },
             copies: Copies::new(&copies),
@@ -174,8 +171,8 @@ impl Audit {
     pub fn record(&self, event: Event) -> Result<(), Arc<AuditError>> {
         let (reply, answer) = mpsc::sync_channel(1);
         let sent = self.send(Some(event), Some(reply));
-        // A writer that ends without an answer has panicked, which ends the process.
-        let Err(error) = sent.and_then(|()| answer.recv().unwrap_or(Ok(()))) else { return Ok(()) };
+        let ended = || Err(self.failed(std::io::Error::other("its writer has ended")));
+        let Err(error) = sent.and_then(|()| answer.recv().unwrap_or_else(|_| ended())) else { return Ok(()) };
         if self.required.load(Ordering::Relaxed) {
             return Err(error);
         }
@@ -241,20 +238,19 @@ impl Audit {
         let time = || format!("{:.6}", jiff::Timestamp::now());
         let entry = event.map(|event| Entry { time: time(), event: event.bounded() });
         let thread = self.thread.get_or_init(|| self.start()).as_ref().map_err(Arc::clone)?;
-        if let Some(queue) = &*lock(&thread.queue) {
-            // Its end is a panic of the writer, which ends the process.
-            let _ = queue.send(Order { entry, reply });
-        }
-        Ok(())
+        let sent = lock(&thread.queue).as_ref().is_some_and(|queue| queue.send(Order { entry, reply }).is_ok());
+        if sent { Ok(()) } else { Err(self.failed(std::io::Error::other("its writer has ended"))) }
+    }
+
+    fn failed(&self, source: std::io::Error) -> Arc<AuditError> {
+        Arc::new(AuditError { path: self.path().into(), source })
     }
 
     fn start(&self) -> Result<Thread, Arc<AuditError>> {
         let (queue, orders) = mpsc::channel();
         let writer = Arc::clone(&self.writer);
         let thread = std::thread::Builder::new().name("kitfs-audit".to_owned());
-        let handle = thread.spawn(move || writer.run(&orders)).map_err(|source| {
-            Arc::new(AuditError { path: self.path().into(), source })
-        })?;
+        let handle = thread.spawn(move || writer.run(&orders)).map_err(|source| self.failed(source))?;
         Ok(Thread { queue: Mutex::new(Some(queue)), handle: Mutex::new(Some(handle)) })
     }
 }

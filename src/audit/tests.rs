@@ -29,19 +29,14 @@ impl Log {
         default_file(self.folder.path())
     }
 
-    fn options(&self) -> Options {
-        Options {
-            file: self.path(),
-            state: self.folder.path().into(),
-            key: LocalKey::new([7; 32]),
-            copies: Vec::new(),
-            directory: None,
-        }
+    fn key(&self) -> LocalKey {
+        LocalKey::new([7; 32])
     }
 
     /// Another process, as far as files and locks can tell.
     fn audit(&self) -> Arc<Audit> {
-        Audit::with_limit(self.options(), self.full)
+        let settings = Settings { file: self.path(), copies: Vec::new(), directory: None };
+        Audit::with_limit(settings, self.folder.path(), self.key(), self.full)
     }
 
     fn write(&self, names: impl IntoIterator<Item = u32>) {
@@ -55,7 +50,7 @@ impl Log {
     }
 
     fn verify_with(&self, anchor: Anchor) -> Verification {
-        verify(self.options(), &anchor).unwrap()
+        verify(&self.path(), self.folder.path(), self.key(), &anchor).unwrap()
     }
 
     #[track_caller]
@@ -88,8 +83,12 @@ impl Log {
     }
 
     fn chain(&self) -> Chain {
-        let Options { file, state, key, .. } = self.options();
-        Chain { head: chain::head_path(&state, &file), path: file, key, full: self.full }
+        Chain {
+            head: chain::head_path(self.folder.path(), &self.path()),
+            path: self.path(),
+            key: self.key(),
+            full: self.full,
+        }
     }
 
     /// What a writer says in the head before it writes `bytes` after what is there, and no more.
@@ -250,9 +249,9 @@ fn a_lost_head_is_told_in_the_log() {
 fn the_log_of_another_place_is_verified_as_far_as_it_tells() {
     let log = Log::new();
     log.write(0..3);
-    let options = || Options { file: log.folder.path().join("copy.log"), ..log.options() };
-    fs::copy(log.path(), options().file).unwrap();
-    let result = verify(options(), &Anchor::default()).unwrap();
+    let copy = log.folder.path().join("copy.log");
+    fs::copy(log.path(), &copy).unwrap();
+    let result = verify(&copy, log.folder.path(), log.key(), &Anchor::default()).unwrap();
     assert_eq!((result.lines, result.error), (3, None));
     assert!(result.notes[0].contains("cut off"), "{:?}", result.notes);
 }
@@ -372,14 +371,8 @@ fn a_writer_that_died_while_it_rotated_loses_nothing() {
 fn a_log_that_cannot_be_written_is_an_error_only_where_one_is_required() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["/dev/full".into(), folder.path().to_owned(), "/proc/audit.log".into()] {
-        let options = Options {
-            file,
-            state: folder.path().into(),
-            key: LocalKey::new([7; 32]),
-            copies: Vec::new(),
-            directory: None,
-        };
-        let audit = Audit::new(options);
+        let settings = Settings { file, copies: Vec::new(), directory: None };
+        let audit = Audit::new(settings, folder.path(), LocalKey::new([7; 32]));
         audit.record(mounted(1)).unwrap();
         assert!(audit.trouble().is_some());
         audit.require().unwrap_err();

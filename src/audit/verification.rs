@@ -5,7 +5,6 @@ use std::iter;
 use std::path::Path;
 use std::path::PathBuf;
 
-use crate::audit::Options;
 use crate::audit::chain;
 use crate::audit::chain::Chain;
 use crate::audit::chain::End;
@@ -18,6 +17,7 @@ use crate::audit::head::Mark;
 use crate::audit::line::Line;
 use crate::audit::line::NOTHING;
 use crate::digest::Digest;
+use crate::verify::LocalKey;
 
 /// What is known of a log from outside of this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,11 +43,10 @@ pub struct Verification {
     pub notes: Vec<String>,
 }
 
-/// Checks every line of a log, in all of its files, and its end.
-pub fn verify(options: Options, anchor: &Anchor) -> io::Result<Verification> {
-    let is_default = options.file == super::default_file(&options.state);
-    let Options { file: path, state, key, .. } = options;
-    let chain = Chain { head: chain::head_path(&state, &path), path, key, full: u64::MAX };
+/// Checks every line of a log, in all of its files, and its end, of which the state directory knows.
+pub fn verify(path: &Path, state: &Path, key: LocalKey, anchor: &Anchor) -> io::Result<Verification> {
+    let is_default = path == super::default_file(state);
+    let chain = Chain { head: chain::head_path(state, path), path: path.into(), key, full: u64::MAX };
     // The lock is held to the end: nobody rotates or writes meanwhile.
     let current = open_locked(&chain.path)?;
     let heads = head::read(&chain.head, &chain.key)?;

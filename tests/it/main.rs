@@ -10,6 +10,7 @@ mod support;
 mod layering;
 mod tidy;
 
+mod audit;
 mod bad_usage;
 mod damage;
 mod demo;

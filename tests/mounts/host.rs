@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kitfs::layers::Metadata;
 use kitfs::resolve::Freshness;
 use kitfs::mounts::{
-    AbsolutePath, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
+    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
     Presence, Progress, SourceSettings, Status,
 };
 
@@ -212,6 +212,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
         cache_size: None,
         memory: 1 << 27,
         read_timeout: Duration::from_secs(60),
+        audit: AuditSettings { file: path(&arguments[2]), copies: Vec::new() },
         log: LogSettings { target: LogTarget::Stderr, level: "debug".to_owned() },
         presence: if has("--foreground") { Presence::Foreground } else { Presence::Background },
     };

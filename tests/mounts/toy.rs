@@ -107,6 +107,18 @@ impl Served for Toy {
         }
     }
 
+    fn mounted(&self) -> Result<(), MountFailure> {
+        match self.reference.as_str() {
+            "toy:unrecorded" => Err(MountFailure::new(6, "it cannot be recorded")),
+            _ => Ok(()),
+        }
+    }
+
+    fn unmounted(request: &MountRequest, summary: &Summary) {
+        let line = format!("{} {}\n", request.reference, summary.digest);
+        std::fs::write(request.state_dir.join("unmounted"), line).unwrap();
+    }
+
     fn ended(&self) {}
 }
 
