@@ -54,6 +54,11 @@ impl Host {
         fs::read_to_string(self.state().join("kitfs.log")).unwrap_or_default()
     }
 
+    /// What the processes of a mount said when it had ended.
+    pub fn told_unmounted(&self) -> String {
+        fs::read_to_string(self.state().join("unmounted")).unwrap_or_default()
+    }
+
     /// `kitfs mount`, as a command that has not run yet.
     pub fn command(&self, reference: &str) -> Command {
         command(reference, &self.directory(), &self.state())

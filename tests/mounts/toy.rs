@@ -115,8 +115,11 @@ impl Served for Toy {
     }
 
     fn unmounted(request: &MountRequest, summary: &Summary) {
-        let line = format!("{} {}\n", request.reference, summary.digest);
-        std::fs::write(request.state_dir.join("unmounted"), line).unwrap();
+        use std::io::Write;
+        assert_eq!(summary.digest, Digest::of(request.reference.as_bytes()));
+        let path = request.state_dir.join("unmounted");
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        writeln!(file, "{}", request.reference).unwrap();
     }
 
     fn ended(&self) {}
