@@ -10,6 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
+use crate::audit::Event;
 use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::kit::contents;
@@ -118,6 +120,7 @@ impl Kit {
     ) -> Result<Self, ResolveError> {
         let source = Source::open(reference, options, &workshop.buffers).await?;
         let (digest, resolved) = ask(workshop, &source, reference, freshness).await?;
+        tell_resolved(workshop, &reference.to_string(), digest, resolved, &source, None);
         let mut kit = Self { links: Vec::new(), resolved, warnings: Vec::new() };
         if resolved == Resolved::Cache {
             kit.warnings.push(format!("{reference} was not asked for: using {digest}, which it named last"));
@@ -128,7 +131,8 @@ impl Kit {
             if kit.links.len() > MAX_LINKS {
                 return Err(ResolveError::TooManyParents { reference: reference.to_string() });
             }
-            let (source, digest) = kit.find_parent(workshop, &parent, freshness).await?;
+            let (source, digest, resolved) = kit.find_parent(workshop, &parent, freshness).await?;
+            tell_resolved(workshop, &parent.to_string(), digest, resolved, &source, kit.links.last());
             if kit.links.iter().any(|link| link.digest == digest) {
                 return Err(ResolveError::Loop { parent: parent.to_string(), digest });
             }
@@ -189,9 +193,12 @@ impl Kit {
     /// All layers, in the order in which `kit unpack` would write them: a kit's own, then its parent's.
     pub fn layers(&self, workshop: &Arc<Workshop>) -> Vec<Arc<Layer>> {
         let of_link = |link: &Link| {
-            let (digest, source) = (link.digest, Arc::clone(&link.source));
+            let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
+            let source = Arc::clone(&link.source);
             let layers = link.contents.layers.clone();
-            layers.into_iter().map(move |layer| Layer::new(layer, digest, Arc::clone(&source), Arc::clone(workshop)))
+            layers.into_iter().map(move |layer| {
+                Layer::new(layer, kit.clone(), Arc::clone(&source), Arc::clone(workshop))
+            })
         };
         self.links.iter().flat_map(of_link).collect()
     }
@@ -209,12 +216,13 @@ impl Kit {
         source: Arc<Source>,
         filters: &[Filter],
     ) -> Result<(), ResolveError> {
+        let kit = audit::Kit { reference: reference.clone(), digest };
         let fetch = async || source.manifest(&digest).await;
-        let manifest = small(workshop, &digest, fetch).await.map_err(|error| error.of(&reference))?;
+        let manifest = small(workshop, &kit, &digest, &source, fetch).await.map_err(|error| error.of(&reference))?;
         let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
         let config = manifest.parse::<Manifest>().map_err(no_kit)?.config.clone();
         let fetch = async || source.blob(&config).await;
-        let config = small(workshop, &config.digest, fetch).await.map_err(|error| error.of(&reference))?;
+        let config = small(workshop, &kit, &config.digest, &source, fetch).await.map_err(|error| error.of(&reference))?;
         let link = Link::new(reference, digest, source, manifest, config, filters)?;
         self.warnings.extend(link.contents.warnings.iter().cloned());
         self.links.push(link);
@@ -226,7 +234,7 @@ impl Kit {
         workshop: &Workshop,
         parent: &RegistryReference,
         freshness: Freshness,
-    ) -> Result<(Source, Digest), ResolveError> {
+    ) -> Result<(Source, Digest, Resolved), ResolveError> {
         let Some(child) = self.links.last() else { return Err(ResolveError::BadPin { at: parent.to_string() }) };
         let named = parent.to_string();
         let seen = || workshop.store.tag(&named);
@@ -234,7 +242,7 @@ impl Kit {
             match child.source.parent(parent).await {
                 Ok((source, digest)) => {
                     remember(workshop, &named, digest);
-                    return Ok((source, digest));
+                    return Ok((source, digest, Resolved::Registry));
                 }
                 Err(SourceError::Unreachable { .. }) if freshness == Freshness::Prefer && seen().is_some() => {}
                 Err(error) => return Err(ResolveError::Parent { parent: named, source: error }),
@@ -242,7 +250,7 @@ impl Kit {
         }
         let seen = seen().ok_or_else(|| ResolveError::NeverSeen { reference: named.clone() })?;
         let digest = seen.digest;
-        Ok((child.source.parent_at(parent, &digest).await?, digest))
+        Ok((child.source.parent_at(parent, &digest).await?, digest, Resolved::Cache))
     }
 }
 
@@ -305,16 +313,55 @@ fn remember(workshop: &Workshop, reference: &str, digest: Digest) {
     }
 }
 
-/// A manifest or a config: from the store if it is whole there, else from the source.
+fn tell_resolved(
+    workshop: &Workshop,
+    reference: &str,
+    digest: Digest,
+    resolved: Resolved,
+    source: &Source,
+    child: Option<&Link>,
+) {
+    let by = match resolved {
+        Resolved::Registry => "registry",
+        Resolved::Cache => "cache",
+        Resolved::Digest => "digest",
+    };
+    workshop.audit.record_soon(Event::Resolved {
+        kit: audit::Kit { reference: reference.into(), digest },
+        by: by.into(),
+        source: source.name(),
+        needed_by: child.map(|child| child.digest),
+    });
+}
+
+fn tell_mismatch(workshop: &Workshop, kit: &audit::Kit, mismatch: &DigestMismatch, source: String) {
+    workshop.audit.record_soon(Event::Mismatch {
+        reference: kit.reference.clone(),
+        digest: Some(kit.digest),
+        layer: None,
+        expected: mismatch.expected.to_string(),
+        actual: mismatch.actual.to_string(),
+        source,
+        repeated: 0,
+    });
+}
+
+/// A manifest or a config of a kit: from the store if it is whole there, else from the source.
 async fn small(
     workshop: &Workshop,
+    kit: &audit::Kit,
     digest: &Digest,
+    source: &Source,
     fetch: impl AsyncFnOnce() -> Result<Unverified, SourceError>,
 ) -> Result<Verified<Bytes>, SmallError> {
-    if let Some(Ok(kept)) = workshop.store.blob(digest).map(|kept| kept.verify(digest)) {
-        return Ok(kept);
+    match workshop.store.blob(digest).map(|kept| kept.verify(digest)) {
+        Some(Ok(kept)) => return Ok(kept),
+        Some(Err(mismatch)) => tell_mismatch(workshop, kit, &mismatch, "cache".into()),
+        None => {}
     }
-    let fetched = fetch().await?.verify(digest)?;
+    let fetched = fetch().await?.verify(digest).inspect_err(|mismatch| {
+        tell_mismatch(workshop, kit, mismatch, source.name());
+    })?;
     if let Err(error) = workshop.store.keep_blob(digest, &fetched) {
         tracing::warn!(%digest, %error, "cannot keep a manifest or config");
     }

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::audit::SignedHead;
 use crate::digest::Digest;
 use crate::mounts::Status;
 use crate::resolve::Resolved;
@@ -329,6 +330,25 @@ pub struct CachePruning {
     pub freed: u64,
     /// Bytes that the store still takes.
     pub bytes: u64,
+}
+
+/// What `audit verify` prints.
+#[derive(Debug, Serialize)]
+pub struct AuditVerification {
+    /// Whether the log is whole.
+    pub ok: bool,
+    /// How many lines hold.
+    pub lines: u64,
+    /// The hash of the last of them.
+    pub head: Option<Digest>,
+    /// What does not hold.
+    pub error: Option<String>,
+    /// The log.
+    pub file: String,
+    /// What should be known although everything holds.
+    pub notes: Vec<String>,
+    /// The head, signed, if that was asked for.
+    pub signed_head: Option<SignedHead>,
 }
 
 /// What `doctor` prints.

@@ -1,5 +1,6 @@
 //! Exit codes: the same for every command, and decided in this one place.
 
+use crate::audit::SigningError;
 use crate::cli::failure::Error;
 use crate::fault::Fault;
 
@@ -73,8 +74,12 @@ impl From<&Error> for Exit {
             | Error::Target { .. }
             | Error::Path { .. } => Self::Usage,
             Error::NoSuchPath { .. } => Self::NotFound,
-            Error::Damaged { .. } | Error::Manifest { .. } => Self::Mismatch,
+            Error::Damaged { .. } | Error::Manifest { .. } | Error::AuditBroken { .. } => Self::Mismatch,
+            // A key that cannot be read or used is one that was named wrongly.
+            Error::Signing(SigningError::Unreadable { .. } | SigningError::NoKey { .. }) => Self::Usage,
             Error::Store(_)
+            | Error::Signing(SigningError::Failed)
+            | Error::AuditUnreadable { .. }
             | Error::Look(_)
             | Error::IsDirectory { .. }
             | Error::Directory { .. }

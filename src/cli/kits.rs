@@ -31,7 +31,13 @@ impl Kits {
     /// Opens the store that the configuration names.
     pub fn open(config: Config) -> Result<Self, Error> {
         let folders = &config.folders;
-        let workshop = Workshop::open(&folders.cache, &folders.state, config.memory, config.source.timeout)?;
+        let workshop = Workshop::open(
+            &folders.cache,
+            &folders.state,
+            config.memory,
+            config.source.timeout,
+            config.audit.clone(),
+        )?;
         Ok(Self { config, workshop })
     }
 

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::config::Output;
 use crate::mounts;
 use crate::mounts::AbsolutePath;
+use crate::mounts::AuditSettings;
 use crate::mounts::LogSettings;
 use crate::mounts::LogTarget;
 use crate::mounts::MountOptions;
@@ -92,6 +93,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
         memory: config.memory,
         read_timeout: source.timeout,
         log: LogSettings { target, level: level.to_string() },
+        audit: AuditSettings { file: absolute(&config.audit.file)?, copies: config.audit.copies.clone() },
         presence,
     })
 }

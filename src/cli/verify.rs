@@ -12,6 +12,8 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream;
 
+use crate::audit;
+use crate::audit::Event;
 use crate::cli::documents::Layer as LayerDocument;
 use crate::cli::documents::LayerStatus;
 use crate::cli::documents::Parent;
@@ -146,7 +148,11 @@ impl Job<'_> {
                 };
                 (*layer.digest(), outcome)
             }
-            Self::LeftOut { link, layer } => (layer.digest, check_left_out(link, layer).await.map_err(Arc::new)),
+            Self::LeftOut { link, layer } => {
+                let outcome = check_left_out(link, layer).await;
+                tell(workshop, link, layer, &outcome);
+                (layer.digest, outcome.map_err(Arc::new))
+            }
         }
     }
 }
@@ -170,6 +176,25 @@ async fn check_left_out(link: &Link, descriptor: &Descriptor) -> Result<(), Laye
     }
     let from = || link.source.name();
     check.finish().map(drop).map_err(|source| LayerError::Mismatch { layer, from: from(), source })
+}
+
+/// Writes down in the audit log what became of a layer that only this command looks at.
+fn tell(workshop: &Workshop, link: &Link, descriptor: &Descriptor, outcome: &Result<(), LayerError>) {
+    let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
+    let (layer, size, source) = (descriptor.digest, descriptor.size, link.source.name());
+    match outcome {
+        Ok(()) => workshop.audit.record_soon(Event::LayerVerified { kit, layer, size, source, repeated: 0 }),
+        Err(LayerError::Mismatch { source: mismatch, .. }) => workshop.audit.record_soon(Event::Mismatch {
+            reference: kit.reference,
+            digest: Some(kit.digest),
+            layer: Some(layer),
+            expected: mismatch.expected.to_string(),
+            actual: mismatch.actual.to_string(),
+            source,
+            repeated: 0,
+        }),
+        Err(_) => {}
+    }
 }
 
 /// Proves a layer into the store, and what the store had of it before.

@@ -58,7 +58,13 @@ pub fn mount(mut request: MountRequest, mut progress: impl FnMut(Progress)) -> R
         Presence::Foreground => Stdio::inherit(),
     };
     let (channel, theirs) = Channel::pair().map_err(cannot)?;
-    let child = process::start(&arguments, theirs, errors, Session::Own).map_err(cannot)?;
+    // Under numbers that are free in the processes to come.
+    let copies = request.audit.copies.iter().map(|copy| copy.for_children()).collect::<io::Result<Vec<_>>>();
+    let (copies, descriptors): (Vec<_>, Vec<_>) = copies.map_err(cannot)?.into_iter().unzip();
+    request.audit.copies = copies;
+    let kept = request.audit.descriptors();
+    let child = process::start(&arguments, theirs, errors, Session::Own, kept).map_err(cannot)?;
+    drop(descriptors);
     let mut holder = Started::new(child).map_err(cannot)?;
     let order = FromCaller::Mount(Box::new(Order { request, mounted: place.mounted }));
     let result = channel.send(&order, &[]).map_err(cannot).and_then(|()| hear_out(&channel, &signals, &mut progress));

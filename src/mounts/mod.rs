@@ -35,7 +35,7 @@ pub use beat::Beat;
 pub use connection::Busy;
 pub use launch::{Mounted, Novelty, mount};
 pub use request::{
-    AbsolutePath, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence,
+    AbsolutePath, AuditSettings, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence,
     Progress, Snapshot, SourceSettings, State, Summary,
 };
 pub use status::{Status, StatusError, status, status_of_all};

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -36,8 +36,14 @@ pub(super) enum Session {
 }
 
 /// Starts this program again. It has the socket for standard input, `/` for working directory, and no
-/// other descriptor of this process but, where asked, standard error.
-pub(super) fn start(arguments: &[&OsStr], channel: OwnedFd, errors: Stdio, session: Session) -> io::Result<Child> {
+/// other descriptor of this process but, where asked, standard error and those in `kept`.
+pub(super) fn start(
+    arguments: &[&OsStr],
+    channel: OwnedFd,
+    errors: Stdio,
+    session: Session,
+    kept: Vec<RawFd>,
+) -> io::Result<Child> {
     // The link leads to this binary, also when the path of it names a newer one by now: a worker that
     // takes over must number the tree as the first one did.
     let mut command = Command::new("/proc/self/exe");
@@ -57,6 +63,11 @@ pub(super) fn start(arguments: &[&OsStr], channel: OwnedFd, errors: Stdio, sessi
             let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_uint;
             if libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, flags) != 0 {
                 return Err(io::Error::last_os_error());
+            }
+            for descriptor in &kept {
+                if libc::fcntl(*descriptor, libc::F_SETFD, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
             }
             Ok(())
         });

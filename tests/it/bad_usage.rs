@@ -99,11 +99,10 @@ fn what_is_not_built_yet_does_not_exist() {
         "--index-key",
         "--prefetch",
         "--hosts-dir",
-        "--audit-log",
     ] {
         kitfs.run(&["verify", &reference, option, "x"]).expect(2).says(option);
     }
-    for command in ["index", "audit", "policy", "verify-bundle", "trusted-root", "serve", "upgrade", "generate"] {
+    for command in ["index", "policy", "verify-bundle", "trusted-root", "serve", "upgrade", "generate"] {
         kitfs.run(&[command, "x"]).expect(2);
     }
 }

@@ -93,6 +93,7 @@ fn the_order_is_the_documented_one() {
         "source",
         "store",
         "kit",
+        "audit",
         "ledger",
         "fault",
         "verify",

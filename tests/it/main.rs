@@ -11,6 +11,7 @@ mod support;
 mod layering;
 mod tidy;
 
+mod audit;
 mod bad_usage;
 mod damage;
 mod demo;

@@ -30,6 +30,8 @@ pub const ALL: &[(&str, fn())] = cases![
     the_same_kit_again_is_no_second_mount,
     five_commands_at_once_make_one_mount,
     a_kit_that_cannot_be_prepared_leaves_nothing,
+    a_mount_that_cannot_be_recorded_ends_before_anybody_reads,
+    whoever_outlives_the_other_tells_that_a_mount_has_ended,
     an_interrupted_mount_leaves_nothing,
     the_background_keeps_nothing_of_the_caller,
     options_reach_the_mount_table,
@@ -60,6 +62,7 @@ fn a_mount_lists_reads_and_unmounts() {
     assert_eq!((status.state, status.takeovers, status.bytes_fetched), (State::Ready, 0, 7));
     assert_eq!(host.umount(Busy::Keep).unwrap().used_by, Vec::<u32>::new());
     host.assert_nothing_left();
+    assert_eq!(host.told_unmounted(), "toy:ok\n");
 }
 
 fn readers_notice_nothing_of_fifty_killed_workers() {
@@ -215,6 +218,27 @@ fn a_kit_that_cannot_be_prepared_leaves_nothing() {
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(message), "{output:?}");
         host.assert_nothing_left();
+    }
+}
+
+fn a_mount_that_cannot_be_recorded_ends_before_anybody_reads() {
+    let host = Host::new();
+    let output = host.mount("toy:unrecorded");
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be recorded"), "{output:?}");
+    host.assert_nothing_left();
+    assert_eq!(host.told_unmounted(), "");
+}
+
+fn whoever_outlives_the_other_tells_that_a_mount_has_ended() {
+    for kill_holder in [false, true] {
+        let host = Host::mounted("toy:ok");
+        let status = host.status();
+        signal(if kill_holder { status.holder_pid } else { status.pid }, Signal::KILL);
+        check(&host.directory(), 1);
+        host.umount(Busy::Keep).unwrap();
+        eventually("all end", || host.processes().is_empty());
+        assert_eq!(host.told_unmounted(), "toy:ok\n");
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use kitfs::layers::Metadata;
 use kitfs::mounts::{
-    AbsolutePath, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence, Progress,
-    SourceSettings, Status,
+    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
+    Presence, Progress, SourceSettings, Status,
 };
 use kitfs::resolve::Freshness;
 
@@ -52,6 +52,11 @@ impl Host {
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.state().join("kitfs.log")).unwrap_or_default()
+    }
+
+    /// What the processes of a mount said when it had ended.
+    pub fn told_unmounted(&self) -> String {
+        fs::read_to_string(self.state().join("unmounted")).unwrap_or_default()
     }
 
     /// `kitfs mount`, as a command that has not run yet.
@@ -212,6 +217,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
         cache_size: None,
         memory: 1 << 27,
         read_timeout: Duration::from_secs(60),
+        audit: AuditSettings { file: path(&arguments[2]), copies: Vec::new() },
         log: LogSettings { target: LogTarget::Stderr, level: "debug".to_owned() },
         presence: if has("--foreground") { Presence::Foreground } else { Presence::Background },
     };

@@ -107,6 +107,21 @@ impl Served for Toy {
         }
     }
 
+    fn mounted(&self) -> Result<(), MountFailure> {
+        match self.reference.as_str() {
+            "toy:unrecorded" => Err(MountFailure::new(6, "it cannot be recorded")),
+            _ => Ok(()),
+        }
+    }
+
+    fn unmounted(request: &MountRequest, summary: &Summary) {
+        use std::io::Write;
+        assert_eq!(summary.digest, Digest::of(request.reference.as_bytes()));
+        let path = request.state_dir.join("unmounted");
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        writeln!(file, "{}", request.reference).unwrap();
+    }
+
     fn ended(&self) {}
 }
 
@@ -188,6 +203,7 @@ impl Filesystem for ToyFs {
         let content = content(number);
         let from = usize::try_from(offset).unwrap().min(content.len());
         let to = (from + usize::try_from(size).unwrap()).min(content.len());
+        #[expect(clippy::disallowed_methods, reason = "a toy has nothing to prove")]
         reply.data(&content[from..to]);
         self.beat.answered();
     }

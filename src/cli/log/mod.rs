@@ -6,7 +6,6 @@
 //! once it is open.
 
 mod file;
-mod socket;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -27,8 +26,9 @@ use tracing_subscriber::layer::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::audit::Daemon;
+use crate::audit::Stream;
 use crate::cli::log::file::RotatedFile;
-use crate::cli::log::socket::Daemon;
 use crate::cli::text;
 use crate::config::Log;
 use crate::config::LogTarget;
@@ -101,8 +101,8 @@ impl Sink {
     fn open(target: &LogTarget) -> std::io::Result<Self> {
         Ok(match target {
             LogTarget::File(path) => Self::File(Mutex::new(RotatedFile::open(path)?)),
-            LogTarget::Syslog => Self::Daemon(Daemon::syslog()?),
-            LogTarget::Journal => Self::Daemon(Daemon::journal()?),
+            LogTarget::Syslog => Self::Daemon(Daemon::syslog(Stream::Messages)?),
+            LogTarget::Journal => Self::Daemon(Daemon::journal(Stream::Messages)?),
         })
     }
 
@@ -117,7 +117,9 @@ impl Sink {
                 let line = format!("{:.3} {level} kitfs[{}] {message}\n", jiff::Timestamp::now(), std::process::id());
                 file.lock().unwrap_or_else(PoisonError::into_inner).write(line.as_bytes());
             }
-            Self::Daemon(daemon) => daemon.write(level, message),
+            Self::Daemon(daemon) => {
+                let _lost = daemon.write(level, message);
+            }
         }
     }
 }

@@ -54,7 +54,13 @@ pub(super) fn hold<S: Served>(id: &str, socket: &Path) -> ExitCode {
         let order = caller.wait(Some(Instant::now() + ORDER))?;
         let Some((FromCaller::Mount(order), _)) = order else { return Err(io::ErrorKind::UnexpectedEof.into()) };
         S::start_log(&order.request.log, &order.request.state_dir);
-        Holder::new(id, socket, *order, caller, signals)?.run()
+        order.request.audit.keep_private();
+        let request = order.request.clone();
+        let ended = Holder::new(id, socket, *order, caller, signals)?.run()?;
+        if let Some(summary) = ended {
+            S::unmounted(&request, &summary);
+        }
+        Ok(())
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,6 +93,8 @@ struct Holder {
     snapshot: Option<Snapshot>,
     /// There once the mount is ready.
     ready: Option<Ready>,
+    /// Whether a worker was told to answer, and may have said that the kit is mounted.
+    was_served: bool,
     takeovers: u64,
     /// What the deaths in a row weigh that had no answer between them.
     fruitless: u32,
@@ -181,6 +189,7 @@ impl Holder {
             prepared: None,
             snapshot: None,
             ready: None,
+            was_served: false,
             takeovers: 0,
             fruitless: 0,
             failed: None,
@@ -190,7 +199,8 @@ impl Holder {
         })
     }
 
-    fn run(mut self) -> io::Result<()> {
+    /// Holds the mount until it ends; what was mounted, if something was.
+    fn run(mut self) -> io::Result<Option<Summary>> {
         if self.mounted.is_none() {
             match Listener::bind(&self.socket) {
                 Ok(listener) => self.listener = Some(listener),
@@ -203,8 +213,9 @@ impl Holder {
         loop {
             self.tick();
             if let Some(end) = self.end.take() {
+                let mounted = self.prepared.as_ref().filter(|_| self.was_served).map(|(summary, _)| summary.clone());
                 self.finish(end);
-                return Ok(());
+                return Ok(mounted);
             }
             for event in self.poll()? {
                 self.handle(event);

@@ -24,7 +24,8 @@ impl Holder {
         let (beat, page) = Beat::new()?;
         let arguments = [OsStr::new(process::WORK), OsStr::new(&self.id), self.request.directory.as_os_str()];
         // Standard error is the caller's in the foreground, else /dev/null already.
-        let child = process::start(&arguments, theirs, Stdio::inherit(), process::Session::Same)?;
+        let kept = self.request.audit.descriptors();
+        let child = process::start(&arguments, theirs, Stdio::inherit(), process::Session::Same, kept)?;
         let process = Started::new(child)?;
         tracing::debug!(pid = process.pid(), "a worker is started");
         let task = Task {
@@ -156,7 +157,10 @@ impl Holder {
             worker.channel.send(&ToWorker::Serve, &[]).map_err(|error| MountFailure::new(1, error.to_string()))
         });
         match told {
-            Ok(()) => worker.stage = Stage::Starting,
+            Ok(()) => {
+                worker.stage = Stage::Starting;
+                self.was_served = true;
+            }
             Err(failure) => self.give_up_on_worker(failure),
         }
     }
@@ -224,6 +228,7 @@ impl Holder {
     /// A worker cannot do it. The first one's failure is the mount's, a later one's counts as a death.
     pub(super) fn give_up_on_worker(&mut self, failure: MountFailure) {
         if self.ready.is_none() {
+            self.was_served = false;
             self.end = Some(End::Failed(failure));
             return;
         }
