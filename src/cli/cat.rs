@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use futures_util::stream;
 
 use crate::buffers::BUFFER;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::ls;
 use crate::cli::progress;

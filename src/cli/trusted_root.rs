@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::arguments::TrustedRootTask;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::print;
 use crate::cli::text;
 use crate::config::Config;

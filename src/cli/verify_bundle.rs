@@ -13,7 +13,7 @@ use regex::Regex;
 use serde::Serialize;
 
 use crate::cli::arguments::VerifyBundle;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::print;
 use crate::cli::text;
 use crate::cli::trusted_root;

@@ -49,7 +49,7 @@ impl KitFs {
             NodeKind::File { layer, entry } => Some((self.layer(layer)?, entry)),
             NodeKind::Kitfile | NodeKind::Dir { .. } => None,
         };
-        let digest = file.map_or(self.kit().first()?.digest, |(layer, _)| layer.kit);
+        let digest = file.map_or(self.kit().first()?.digest, |(layer, _)| layer.kit.digest);
         let link = self.kit().links.iter().find(|link| link.digest == digest)?;
         match name {
             b"user.kitfs.reference" => return Some(link.reference.clone()),

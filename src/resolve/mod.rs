@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
 use crate::digest::Digest;
 use crate::kit::contents::Contents;
 use crate::kit::descriptor::Descriptor;
@@ -246,9 +247,12 @@ impl Kit {
     /// All layers, in the order in which `kit unpack` would write them: a kit's own, then its parent's.
     pub fn layers(&self, workshop: &Arc<Workshop>) -> Vec<Arc<Layer>> {
         let of_link = |link: &Link| {
-            let (digest, source) = (link.digest, Arc::clone(&link.source));
+            let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
+            let source = Arc::clone(&link.source);
             let layers = link.contents.layers.clone();
-            layers.into_iter().map(move |layer| Layer::new(layer, digest, Arc::clone(&source), Arc::clone(workshop)))
+            layers.into_iter().map(move |layer| {
+                Layer::new(layer, kit.clone(), Arc::clone(&source), Arc::clone(workshop))
+            })
         };
         self.links.iter().flat_map(of_link).collect()
     }
