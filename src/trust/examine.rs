@@ -286,6 +286,19 @@ impl Examination<'_> {
     }
 }
 
+/// The statement in a bundle, before anything about it is proved: it says what to ask for.
+pub(super) fn statement_of(content: &[u8], limits: &Limits) -> Result<Value, String> {
+    if content.len() as u64 > limits.attestation {
+        return Err(format!("it has {} bytes, and at most {} are looked at", content.len(), limits.attestation));
+    }
+    match read_bundle(content)?.content {
+        SignatureContent::DsseEnvelope(envelope) => {
+            json::strict(envelope.payload.as_bytes()).map_err(|error| format!("the statement is malformed: {error}"))
+        }
+        _ => Err("the bundle holds no statement".into()),
+    }
+}
+
 /// Reads a bundle. In protobuf's JSON null is the same as absence, and some writers make use of that.
 fn read_bundle(content: &[u8]) -> Result<Bundle, String> {
     let malformed = |error: &dyn std::fmt::Display| format!("the bundle is malformed: {error}");
