@@ -114,7 +114,7 @@ pub enum Task {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Show the manifest, the Kitfile and the layers of a kit
+    /// Show the manifest, the Kitfile, the layers, the signatures and the attestations of a kit
     Inspect {
         /// The kit
         #[arg(value_name = "REF")]
@@ -135,6 +135,9 @@ pub enum Task {
     /// Look after the store
     #[command(subcommand, arg_required_else_help = true)]
     Cache(CacheTask),
+    /// Try policies: is one well formed, what would it say, do its cases hold
+    #[command(subcommand, arg_required_else_help = true)]
+    Policy(PolicyTask),
     /// Check one Sigstore bundle against a file or a digest
     ///
     /// Asks no network. With --key the key has to be the signer, else the holder of a certificate has to be whom
@@ -145,6 +148,29 @@ pub enum Task {
     TrustedRoot(TrustedRootTask),
     /// Say what this host can do, and what to change
     Doctor,
+}
+
+/// What is to be done with a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum PolicyTask {
+    /// Read a policy and everything that it names
+    Check {
+        /// The policy
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show what the policies say of a kit, condition by condition, and why
+    Explain {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+    /// Run the cases in a file against the policy that it names
+    Test {
+        /// The cases
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// What is to be done with the store.
@@ -251,11 +277,20 @@ fn command() -> clap::Command {
     let globals = SETTINGS.iter().filter(|setting| setting.name != OUTPUT);
     let command = globals.fold(Arguments::command(), |command, setting| match setting.scope {
         Scope::Every(heading) => command.arg(argument(setting).global(true).help_heading(heading)),
-        Scope::Only(commands) => commands.iter().fold(command, |command, name| {
-            command.mut_subcommand(name, |subcommand| subcommand.arg(argument(setting)))
+        Scope::Only(commands) => commands.iter().fold(command, |command, path| {
+            let path: Vec<_> = path.split(' ').collect();
+            with_argument(command, &path, setting)
         }),
     });
     command.mut_subcommands(with_output)
+}
+
+/// Adds an option to the command that a path of names leads to.
+fn with_argument(command: clap::Command, path: &[&'static str], setting: &Setting) -> clap::Command {
+    match path {
+        [name, rest @ ..] => command.mut_subcommand(name, |command| with_argument(command, rest, setting)),
+        [] => command.arg(argument(setting)),
+    }
 }
 
 const OUTPUT: &str = "output";
@@ -351,9 +386,12 @@ mod tests {
         for line in [
             "mount kit:a",
             "mount kit:a /mnt extra",
-            "mount kit:a /mnt --policy p.toml",
+            "umount /mnt --policy p.toml",
+            "status --key k.pub",
+            "policy check",
+            "policy check p.toml --key k.pub",
+            "policy frobnicate p.toml",
             "mount kit:a /mnt --prefetch all",
-            "verify kit:a --key k.pub",
             "verify kit:a --filter model",
             "umount /mnt -o noexec",
             "umount",

@@ -14,6 +14,7 @@ use crate::layers::LayerError;
 use crate::mounts::MountFailure;
 use crate::mounts::StatusError;
 use crate::mounts::UmountError;
+use crate::policy::PolicyError;
 use crate::reference::InvalidReference;
 use crate::resolve::ResolveError;
 use crate::source::SourceError;
@@ -31,6 +32,17 @@ pub enum Error {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A policy is none.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A policy does not say what its cases expect.
+    #[error("{failed} of {cases} cases failed")]
+    Trial {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        cases: usize,
+    },
     /// The reference is none.
     #[error(transparent)]
     Reference(#[from] InvalidReference),

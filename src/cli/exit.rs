@@ -20,7 +20,7 @@ pub enum Exit {
     Denied,
     /// Content does not match its digest.
     Mismatch,
-    /// The policy, or whoever was asked for by a key or an identity, does not allow it.
+    /// A policy refuses it.
     Refused,
     /// The source could not be reached in time.
     Unreachable,
@@ -72,7 +72,7 @@ impl Exit {
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {
         match error {
-            Error::Usage(_) | Error::Config(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
+            Error::Usage(_) | Error::Config(_) | Error::Policy(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
                 Self::Usage
             }
             Error::NoSuchPath { .. } => Self::NotFound,
@@ -82,6 +82,7 @@ impl From<&Error> for Exit {
             | Error::IsDirectory { .. }
             | Error::Write { .. }
             | Error::CannotMount
+            | Error::Trial { .. }
             | Error::Interrupted
             | Error::Output(_)
             | Error::Stay(_)
@@ -111,6 +112,7 @@ impl From<Fault> for Exit {
             Fault::NotFound => Self::NotFound,
             Fault::Denied => Self::Denied,
             Fault::Mismatch => Self::Mismatch,
+            Fault::Refused => Self::Refused,
             Fault::Unreachable => Self::Unreachable,
         }
     }

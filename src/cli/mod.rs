@@ -16,6 +16,7 @@ mod kits;
 mod log;
 mod ls;
 mod mount;
+mod policy;
 mod print;
 mod progress;
 mod service;
@@ -32,6 +33,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 
 use crate::cli::arguments::Invocation;
+use crate::cli::arguments::PolicyTask;
 use crate::cli::arguments::Task;
 use crate::cli::documents::Verification;
 use crate::cli::error::Error;
@@ -78,6 +80,7 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
         Task::Umount { directory } => mount::umount(&config, &directory),
         Task::Status { directory } => mount::status(&config, directory.as_deref()),
         Task::Cache(task) => cache::run(&Kits::open(config)?, task),
+        Task::Policy(PolicyTask::Check { file }) => policy::check(&file, config.output),
         task => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;
             let result = runtime.block_on(with_kits(config, task));
@@ -110,10 +113,13 @@ async fn with_kits(config: Config, task: Task) -> Result<(), Error> {
         Task::Inspect { reference } => inspect::run(&kits, &reference).await,
         Task::Verify { reference } => verify::run(&kits, &reference, Purpose::Check).await,
         Task::Pull { reference } => verify::run(&kits, &reference, Purpose::Keep).await,
+        Task::Policy(PolicyTask::Explain { reference }) => policy::explain(&kits, &reference).await,
+        Task::Policy(PolicyTask::Test { file }) => policy::test(&kits, &file).await,
         Task::Mount { .. }
         | Task::Umount { .. }
         | Task::Status { .. }
         | Task::Cache(_)
+        | Task::Policy(PolicyTask::Check { .. })
         | Task::VerifyBundle(_)
         | Task::TrustedRoot(_)
         | Task::Doctor => Ok(()),

@@ -18,9 +18,6 @@ use crate::config::Config;
 use crate::config::Output;
 use crate::trust::TrustedRoot;
 
-/// The file in the state directory.
-const INSTALLED: &str = "trusted_root.json";
-
 /// What `trusted-root show` and `update` print.
 #[derive(Debug, Serialize)]
 struct Document {
@@ -46,7 +43,7 @@ pub fn in_use(config: &Config, given: Option<&Path>) -> Result<TrustedRoot, Erro
 
 /// Where an update puts a root.
 fn installed(config: &Config) -> PathBuf {
-    config.folders.state.join(INSTALLED)
+    config.folders.installed_root()
 }
 
 /// Shows or updates.

@@ -37,7 +37,7 @@ pub use connection::Busy;
 pub use launch::{Mounted, Novelty, mount};
 pub use request::{
     AbsolutePath, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence,
-    Progress, Snapshot, SourceSettings, State, Summary,
+    PolicySettings, Progress, Snapshot, SourceSettings, State, Summary,
 };
 pub use status::{Status, StatusError, status, status_of_all};
 pub use umount::{UmountError, Unmounted, umount};

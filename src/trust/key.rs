@@ -128,6 +128,11 @@ impl PublicKey {
         self.kind
     }
 
+    /// Whether the owner of the key signed this content, with any hash that goes with the key.
+    pub fn has_signed(&self, content: &[u8], signature: &[u8]) -> bool {
+        self.verifies(&Message::of(content), signature) == Holds::Yes
+    }
+
     /// Whether the signature over the message is by this key, with any hash that goes with it.
     pub(super) fn verifies(&self, message: &Message<'_>, signature: &[u8]) -> Holds {
         if self.kind == KeyKind::Ed25519 {

@@ -82,7 +82,8 @@ fn a_module_uses_only_what_stands_below_it() {
 #[test]
 fn the_order_is_the_documented_one() {
     let documented = [
-        "cli", "config", "mounts", "fuse", "fs", "resolve", "chunks", "layers", "source", "store", "kit", "verify",
+        "cli", "config", "mounts", "fuse", "fs", "resolve", "policy", "trust", "chunks", "layers", "source", "store", "kit",
+        "audit", "ledger", "fault", "verify",
         "buffers", "verity", "reference", "digest",
     ];
     let modules = modules();

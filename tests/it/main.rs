@@ -20,6 +20,7 @@ mod many_files;
 mod mount_cli;
 mod own_kits;
 mod parents;
+mod policy;
 mod readers;
 mod sample;
 mod trust;

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kitfs::mounts::{
-    AbsolutePath, Busy, Freshness, LogSettings, LogTarget, Metadata, MountFailure, MountOptions, MountRequest,
+    AbsolutePath, Busy, Freshness, LogSettings, LogTarget, Metadata, MountFailure, MountOptions, MountRequest, PolicySettings,
     Presence, Progress, SourceSettings, Status,
 };
 
@@ -173,6 +173,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
             registry_config: None,
             freshness: Freshness::Prefer,
         },
+        policy: PolicySettings::default(),
         cache_dir: AbsolutePath::new(state.join("cache")).unwrap(),
         state_dir: AbsolutePath::new(state).unwrap(),
         runtime_dir: AbsolutePath::new(state.join("run")).unwrap(),
