@@ -94,8 +94,9 @@ pub struct Line {
     pub source: Option<String>,
     /// What policy said.
     pub verdict: Option<String>,
-    /// The rule that it said it by.
-    pub rule: Option<String>,
+    /// The rules that it said it by.
+    #[serde(default)]
+    pub rules: Vec<String>,
     /// Who satisfied it.
     #[serde(default)]
     pub identities: Vec<String>,

@@ -338,7 +338,7 @@ fn level(event: &Event) -> Level {
         Event::Resolved { .. }
         | Event::Decision { .. }
         | Event::Mounted { .. }
-        | Event::LayerVerified { .. }
+        | Event::LayerProved { .. }
         | Event::Unmounted { .. } => Level::INFO,
     }
 }

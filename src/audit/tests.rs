@@ -423,13 +423,13 @@ fn long_texts_of_a_policy_are_cut() {
     let event = Event::Decision {
         kit: kit(1),
         verdict: "deny".into(),
-        rule: None,
+        rules: Vec::new(),
         identities: Vec::new(),
         reasons,
     };
     log.audit().record(event).unwrap();
     log.holds(1);
-    assert!(log.text().len() < 32 * 1024 && log.text().contains("and 68 more"), "{}", log.text().len());
+    assert!(log.text().len() < 32 * 1024 && log.text().contains("and 84 more"), "{}", log.text().len());
 }
 
 #[test]

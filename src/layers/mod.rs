@@ -435,7 +435,7 @@ impl Layer {
             LayerError::Mismatch { layer, from: source(), source: mismatch }
         })?;
         let (kit, size) = (self.kit.clone(), self.spec.descriptor.size);
-        self.workshop.audit.record_soon(Event::LayerVerified { kit, layer, size, source: source(), repeated: 0 });
+        self.workshop.audit.record_soon(Event::LayerProved { kit, layer, size, source: source(), repeated: 0 });
         match split {
             Ok((index, target)) => Ok((proof, index, target)),
             Err(SplitError::Store(source)) => Err(LayerError::Store { layer, source }),
