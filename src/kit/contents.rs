@@ -28,6 +28,7 @@ use crate::kit::media::Artifact;
 use crate::kit::media::Compression;
 use crate::kit::media::Format;
 use crate::kit::media::LayerType;
+use crate::kit::media::Reading;
 use crate::kit::media::Role;
 use crate::kit::media::UnknownLayerType;
 use crate::kit::name::InvalidPath;
@@ -79,6 +80,13 @@ pub struct KitLayer {
     /// What the decompressed content must hash to, where the config says so and the layer's own digest
     /// does not prove it already.
     pub diff_id: Option<Digest>,
+}
+
+impl KitLayer {
+    /// How the blob is read.
+    pub fn reading(&self) -> Reading {
+        Reading { format: self.format, compression: self.compression }
+    }
 }
 
 /// The file that a raw layer is.
@@ -396,34 +404,67 @@ pub enum KitError {
     /// A digest in the Kitfile is none.
     #[error("malformed digest of the {role} {path:?} in the config: {error}")]
     InvalidDigest {
+        /// What the entry is for.
         role: Role,
+        /// Its path in the Kitfile.
         path: String,
+        /// What is wrong with it.
         #[source]
         error: InvalidDigest,
     },
     /// A digest before compression is none.
     #[error("malformed diffId of {path:?} in the config: {error}")]
     InvalidDiffId {
+        /// Its path in the Kitfile.
         path: String,
+        /// What is wrong with it.
         #[source]
         error: InvalidDigest,
     },
     /// A ModelPack has another number of them than of layers.
     #[error("the config has {ids} diffIds for {layers} layers")]
-    DiffIdCount { ids: usize, layers: usize },
+    DiffIdCount {
+        /// How many the config has.
+        ids: usize,
+        /// How many layers the manifest has.
+        layers: usize,
+    },
     /// The Kitfile names a layer that the manifest does not have.
     #[error("the {role} {path:?} is layer {digest} in the config, which is not in the manifest")]
-    NotInManifest { role: Role, path: String, digest: Digest },
+    NotInManifest {
+        /// What the entry is for.
+        role: Role,
+        /// Its path in the Kitfile.
+        path: String,
+        /// The layer.
+        digest: Digest,
+    },
     /// The Kitfile names a layer that is for something else.
     #[error("the {role} {path:?} is layer {digest} in the config, which in the manifest is a {media_type}")]
-    WrongRole { role: Role, path: String, digest: Digest, media_type: String },
+    WrongRole {
+        /// What the entry is for.
+        role: Role,
+        /// Its path in the Kitfile.
+        path: String,
+        /// The layer.
+        digest: Digest,
+        /// Its media type in the manifest.
+        media_type: String,
+    },
     /// The Kitfile has more entries than the manifest has layers for.
     #[error("the manifest has no layer for the {role} {path:?}")]
-    NoLayer { role: Role, path: String },
+    NoLayer {
+        /// What the entry is for.
+        role: Role,
+        /// Its path in the Kitfile.
+        path: String,
+    },
     /// The Kitfile names a layer of a type that is unknown.
     #[error("layer {digest}: {error}")]
     LayerType {
+        /// The layer.
         digest: Digest,
+        /// What is wrong with it.
         #[source]
         error: UnknownLayerType,
     },
@@ -433,7 +474,9 @@ pub enum KitError {
     /// A path leaves the kit, or is none.
     #[error("layer {digest}: {error}")]
     InvalidPath {
+        /// The layer.
         digest: Digest,
+        /// What is wrong with it.
         #[source]
         error: InvalidPath,
     },
@@ -442,10 +485,22 @@ pub enum KitError {
     RootIsFile(Digest),
     /// The attributes of a raw layer's file are malformed.
     #[error("layer {digest}: malformed file metadata in its annotations: {why}")]
-    Metadata { digest: Digest, why: String },
+    Metadata {
+        /// The layer.
+        digest: Digest,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A raw layer is not as long as its attributes say.
     #[error("layer {digest} has {actual} bytes, but {expected} by the file metadata in its annotations")]
-    RawSize { digest: Digest, expected: u64, actual: u64 },
+    RawSize {
+        /// The layer.
+        digest: Digest,
+        /// Bytes by the metadata.
+        expected: u64,
+        /// Bytes in the layer.
+        actual: u64,
+    },
 }
 
 /// A digest before compression that contradicts what else is said of the layer.

@@ -32,7 +32,6 @@ use crate::kit::media::Format;
 use crate::kit::contents::KitLayer;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::index::Index;
-use crate::kit::index::IndexKind;
 use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
 use crate::kit::listing::EntryKind;
@@ -156,10 +155,9 @@ enum Phase {
 impl Layer {
     /// A layer of a kit. If this store has proved it before, it is known at once.
     pub fn new(spec: KitLayer, kit: audit::Kit, source: Arc<Source>, workshop: Arc<Workshop>) -> Arc<Self> {
-        let digest = spec.descriptor.digest;
         let phase = match kept_index(&workshop.store, &spec) {
             Some(index) => {
-                workshop.store.touch(&digest);
+                workshop.store.touch(&spec.descriptor.digest, spec.reading());
                 workshop.ledger.add_verified(spec.descriptor.size);
                 Phase::Proved(Arc::new(index))
             }
@@ -484,15 +482,11 @@ impl Layer {
     }
 }
 
-/// The index of a layer that was proved before, if it was read then as this kit reads it: another kit may
-/// name the same blob as another kind of layer.
+/// The index of a layer that was proved before. One whose uncompressed content is not what this kit's
+/// config says does not count: the layer is proved again, and refused if the config is wrong.
 fn kept_index(store: &Store, spec: &KitLayer) -> Option<Verified<Index>> {
-    let index = store.index(&spec.descriptor.digest)?;
-    // In a tar, a header comes before the first file.
-    let was_raw = matches!(index.entries(), [only] if matches!(only.kind, IndexKind::File { offset: 0, .. }));
-    let was_plain = index.content_size() == spec.descriptor.size;
-    let is_same = was_raw == (spec.format == Format::Raw) && (was_plain || spec.compression != Compression::None);
-    is_same.then_some(index)
+    let index = store.index(&spec.descriptor.digest, spec.reading())?;
+    spec.diff_id.is_none_or(|content| *index.content() == content).then_some(index)
 }
 
 /// Why a layer could not be listed or proved.

@@ -128,19 +128,16 @@ fn vacancy(
         let unfit =
             |error: io::Error| MountFailure::new(2, format!("{} cannot be mounted on: {error}", real.display()));
         let lock = File::open(&real).map_err(unfit)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                if !std::mem::replace(&mut waits, true) {
-                    progress(Progress::Step(format!("waiting for another mount on {}", real.display())));
-                }
-                if signals.take().is_some() {
-                    return Err(interrupted());
-                }
-                std::thread::sleep(Duration::from_millis(50));
-                continue;
+        // Some file systems have no locks; two mounts at the same moment then end up on each other.
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {
+            if !std::mem::replace(&mut waits, true) {
+                progress(Progress::Step(format!("waiting for another mount on {}", real.display())));
             }
-            // Some file systems have no locks; two mounts at the same moment then end up on each other.
-            Ok(()) | Err(_) => {}
+            if signals.take().is_some() {
+                return Err(interrupted());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
         }
         // Whoever had the lock may have mounted meanwhile.
         if look_at(&request.directory)?.1 != entry {

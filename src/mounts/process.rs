@@ -55,6 +55,10 @@ pub(super) fn start(
                 rustix::process::setsid()?;
             }
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+            // Whoever starts a process here has signals blocked to poll for them, and that is inherited.
+            let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
             // Closed by exec, and not here, for std has a pipe of its own open until then.
             let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_uint;
             if libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, flags) != 0 {

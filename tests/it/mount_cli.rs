@@ -267,7 +267,7 @@ fn status_tells_what_is_mounted() {
     let document = other.run(&["status", text(mount.path()), "--output", "json"]).expect(0).json();
     assert_eq!(document["mounts"][0]["digest"], kit.digest());
     other.run(&["umount", text(mount.path())]).expect(0);
-    mount.is_gone();
+    mount.gone();
     assert_eq!(kitfs.run(&["status", "--output", "json"]).expect(0).json(), serde_json::json!({"mounts": []}));
 }
 
@@ -357,7 +357,7 @@ fn umount_of_a_busy_mount_names_who_uses_it() {
     kitfs.run(&["umount", "--lazy", text(mount.path())]).expect(0);
     user.kill().expect("our own child");
     user.wait().expect("our own child");
-    mount.is_gone();
+    mount.gone();
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn umount_ends_with_the_source_dead() {
     let output = kitfs.command(&["umount", "--lazy", text(mount.path())]).within(20).run().expect(0);
     assert!(output.took.as_secs() < 15, "{output}");
     reader.join().expect("the reader does not panic").ok();
-    mount.is_gone();
+    mount.gone();
 }
 
 #[test]

@@ -278,6 +278,8 @@ fn the_background_keeps_nothing_of_the_caller() {
         let process = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap());
         assert_ne!(rustix::process::getsid(process).unwrap(), own_session);
     }
+    let worker = fs::read_to_string(format!("/proc/{}/status", status.pid)).unwrap();
+    assert!(worker.contains("SigBlk:\t0000000000000000"), "{worker}");
     let score = |pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned();
     let own = score(std::process::id());
     assert_eq!(score(status.pid), own);

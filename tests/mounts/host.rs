@@ -7,11 +7,11 @@ use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kitfs::layers::Metadata;
-use kitfs::resolve::Freshness;
 use kitfs::mounts::{
-    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
-    Presence, Progress, SourceSettings, Status,
+    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence,
+    Progress, SourceSettings, Status,
 };
+use kitfs::resolve::Freshness;
 
 use crate::toy;
 

@@ -10,11 +10,11 @@ use fuser::{
     OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, Request,
 };
 use kitfs::digest::Digest;
-use kitfs::resolve::Resolved;
 use kitfs::mounts::{
-    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served,
-    Snapshot, State, Summary, tree_file,
+    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served, Snapshot, State,
+    Summary, tree_file,
 };
+use kitfs::resolve::Resolved;
 
 /// How many files there are, `f0` and on.
 pub const FILES: u64 = 300;

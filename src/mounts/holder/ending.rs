@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::mounts::connection;
-use crate::mounts::connection::Busy;
+use crate::mounts::connection::{Busy, Connection};
 use crate::mounts::holder::{End, Holder, Stage, Stopping};
 use crate::mounts::message::ToCaller;
 use crate::mounts::mountinfo;
@@ -69,16 +69,16 @@ impl Holder {
 
     /// Leaves nothing behind, and says so.
     pub(super) fn finish(mut self, end: End) {
-        if let Some(connection) = self.connection.take() {
-            if !connection.has_ended() {
-                self.connection = Some(connection);
-                if let Err(error) = self.unmount(Busy::Detach) {
-                    tracing::warn!(%error, "the mount is left in the tree");
-                }
-                if let Some(connection) = self.connection.take().filter(|connection| !connection.has_ended()) {
-                    connection.abort();
-                }
+        let lives = |connection: &&Connection| !connection.has_ended();
+        if self.connection.as_ref().filter(lives).is_some() {
+            if let Err(error) = self.unmount(Busy::Detach) {
+                tracing::warn!(%error, "the mount is left in the tree");
             }
+            // Those who use what was detached would wait for a worker that does not come.
+            if let Some(connection) = self.connection.as_ref().filter(lives) {
+                connection.abort();
+            }
+            self.connection = None;
         }
         if let Some(worker) = &mut self.worker {
             let polite = matches!(end, End::Unmounted) && matches!(worker.stage, Stage::Serving);

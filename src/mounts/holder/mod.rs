@@ -170,10 +170,8 @@ enum Event {
 impl Holder {
     fn new(id: &str, socket: &Path, order: Order, caller: Channel, signals: Signals) -> io::Result<Self> {
         let oom_score = process::oom_score();
-        if rustix::process::geteuid().is_root() {
-            if let Err(error) = process::set_oom_score(-1000) {
-                tracing::debug!(%error, "the out-of-memory killer may take the holder");
-            }
+        if let Err(error) = process::set_oom_score(-1000) {
+            tracing::debug!(%error, "the out-of-memory killer may take the holder");
         }
         Ok(Self {
             id: id.to_owned(),

@@ -104,10 +104,10 @@ impl Holder {
     pub(super) fn look_at_lingering(&mut self) {
         let before = self.lingering.len();
         self.lingering.retain_mut(|process| !process.is_gone());
-        if self.lingering.len() < before && self.worker.as_ref().is_some_and(Worker::is_serving) {
-            if let Some(Err(error)) = self.connection.as_ref().map(|connection| session::resend(connection.device())) {
-                tracing::warn!(%error, "requests of a dead worker's last thread may be lost");
-            }
+        let Some(connection) = self.connection.as_ref().filter(|_| self.lingering.len() < before) else { return };
+        let serving = self.worker.as_ref().is_some_and(Worker::is_serving);
+        if let Some(Err(error)) = serving.then(|| session::resend(connection.device())) {
+            tracing::warn!(%error, "requests of a dead worker's last thread may be lost");
         }
     }
 }

@@ -93,7 +93,7 @@ impl Mount<'_> {
     }
 
     /// Says that something else has unmounted it.
-    pub fn is_gone(mut self) {
+    pub fn gone(mut self) {
         self.is_mounted = false;
         assert!(host::mounts_below(&self.directory).is_empty(), "it is still mounted");
     }
