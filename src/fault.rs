@@ -15,6 +15,8 @@ pub enum Fault {
     Denied,
     /// Content does not match its digest.
     Mismatch,
+    /// A policy refuses it.
+    Refused,
     /// The source cannot be reached in time.
     Unreachable,
 }
@@ -28,6 +30,7 @@ impl Fault {
             Self::NotFound => 3,
             Self::Denied => 4,
             Self::Mismatch => 5,
+            Self::Refused => 6,
             Self::Unreachable => 7,
         }
     }

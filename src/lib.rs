@@ -9,6 +9,8 @@ pub mod mounts;
 pub mod fuse;
 pub mod fs;
 pub mod resolve;
+pub mod policy;
+pub mod trust;
 pub mod chunks;
 pub mod layers;
 pub mod source;

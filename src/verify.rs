@@ -49,6 +49,13 @@ impl Unverified {
         self.0.is_empty()
     }
 
+    /// Puts pieces together that came one after the other.
+    pub fn join(pieces: impl IntoIterator<Item = Self>) -> Self {
+        let mut whole = Vec::new();
+        pieces.into_iter().for_each(|piece| whole.extend_from_slice(&piece.0));
+        Self(whole.into())
+    }
+
     /// The bytes before they are proved, for the two that must look ahead of the proof: the splitter,
     /// which writes into a staging area that nobody reads before the layer's digest has matched, and
     /// the lister, whose result is a listing and never content. The tests hold the list of callers.

@@ -115,7 +115,7 @@ pub enum Task {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Show the manifest, the Kitfile and the layers of a kit
+    /// Show the manifest, the Kitfile, the layers, the signatures and the attestations of a kit
     Inspect {
         /// The kit
         #[arg(value_name = "REF")]
@@ -136,11 +136,45 @@ pub enum Task {
     /// Look after the store
     #[command(subcommand, arg_required_else_help = true)]
     Cache(CacheTask),
+    /// Try policies: is one well formed, what would it say, do its cases hold
+    #[command(subcommand, arg_required_else_help = true)]
+    Policy(PolicyTask),
+    /// Check one Sigstore bundle against a file or a digest
+    ///
+    /// Asks no network. With --key the key has to be the signer, else the holder of a certificate has to be whom
+    /// the identity options name.
+    VerifyBundle(VerifyBundle),
+    /// The Sigstore roots in use
+    #[command(subcommand, arg_required_else_help = true)]
+    TrustedRoot(TrustedRootTask),
     /// Read and check the audit log
     #[command(subcommand, arg_required_else_help = true)]
     Audit(AuditTask),
     /// Say what this host can do, and what to change
     Doctor,
+}
+
+/// What is to be done with a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum PolicyTask {
+    /// Read a policy and everything that it names
+    Check {
+        /// The policy
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show what the policies say of a kit, condition by condition, and why
+    Explain {
+        /// The kit
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+    /// Run the cases in a file against the policy that it names
+    Test {
+        /// The cases
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// What is to be done with the audit log.
@@ -195,6 +229,54 @@ pub enum CacheTask {
     Prune,
 }
 
+/// What `verify-bundle` checks, and against whom.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct VerifyBundle {
+    /// The bundle
+    #[arg(long, value_name = "FILE")]
+    pub bundle: PathBuf,
+    /// A PEM public key that may be the signer (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+    /// The signer's name in the certificate
+    #[arg(long, value_name = "TEXT", conflicts_with = "certificate_identity_regexp")]
+    pub certificate_identity: Option<String>,
+    /// A regular expression that matches the whole of the signer's name
+    #[arg(long, value_name = "REGEXP")]
+    pub certificate_identity_regexp: Option<String>,
+    /// Who vouches for the name
+    #[arg(long, value_name = "URL", conflicts_with = "certificate_oidc_issuer_regexp")]
+    pub certificate_oidc_issuer: Option<String>,
+    /// A regular expression that matches the whole of who vouches for the name
+    #[arg(long, value_name = "REGEXP")]
+    pub certificate_oidc_issuer_regexp: Option<String>,
+    /// Trust this Sigstore instance in place of the public one
+    #[arg(long, value_name = "FILE")]
+    pub trusted_root: Option<PathBuf>,
+    /// What was signed
+    #[arg(value_name = "FILE_OR_DIGEST")]
+    pub artifact: String,
+}
+
+/// What is to be done about the Sigstore roots.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum TrustedRootTask {
+    /// Show whose certificates, logs and timestamps count
+    Show {
+        /// This one in place of the one in use
+        #[arg(long, value_name = "FILE")]
+        trusted_root: Option<PathBuf>,
+    },
+    /// Fetch the root of the public instance over TUF, or take it from a file
+    ///
+    /// It is kept as STATE_DIR/trusted_root.json and counts from then on in place of the embedded one.
+    Update {
+        /// Take this file in place of asking the network
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+    },
+}
+
 /// A command line that is well formed.
 #[derive(Debug)]
 pub struct Invocation {
@@ -238,11 +320,20 @@ fn command() -> clap::Command {
     let globals = SETTINGS.iter().filter(|setting| setting.name != OUTPUT);
     let command = globals.fold(Arguments::command(), |command, setting| match setting.scope {
         Scope::Every(heading) => command.arg(argument(setting).global(true).help_heading(heading)),
-        Scope::Only(commands) => commands.iter().fold(command, |command, name| {
-            command.mut_subcommand(name, |subcommand| subcommand.arg(argument(setting)))
+        Scope::Only(commands) => commands.iter().fold(command, |command, path| {
+            let path: Vec<_> = path.split(' ').collect();
+            with_argument(command, &path, setting)
         }),
     });
     command.mut_subcommands(with_output)
+}
+
+/// Adds an option to the command that a path of names leads to.
+fn with_argument(command: clap::Command, path: &[&'static str], setting: &Setting) -> clap::Command {
+    match path {
+        [name, rest @ ..] => command.mut_subcommand(name, |command| with_argument(command, rest, setting)),
+        [] => command.arg(argument(setting)),
+    }
 }
 
 const OUTPUT: &str = "output";
@@ -338,9 +429,12 @@ mod tests {
         for line in [
             "mount kit:a",
             "mount kit:a /mnt extra",
-            "mount kit:a /mnt --policy p.toml",
+            "umount /mnt --policy p.toml",
+            "status --key k.pub",
+            "policy check",
+            "policy check p.toml --key k.pub",
+            "policy frobnicate p.toml",
             "mount kit:a /mnt --prefetch all",
-            "verify kit:a --key k.pub",
             "verify kit:a --filter model",
             "umount /mnt -o noexec",
             "umount",

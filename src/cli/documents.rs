@@ -11,6 +11,9 @@ use serde_json::value::RawValue;
 use crate::audit::SignedHead;
 use crate::digest::Digest;
 use crate::mounts::Status;
+use crate::policy::Condition;
+use crate::policy::Shown;
+use crate::policy::Verdict;
 use crate::resolve::Resolved;
 
 /// What `verify` and `pull` print.
@@ -32,11 +35,11 @@ pub struct Verification {
     pub layers: Vec<Layer>,
     /// The kits that this one builds on, nearest first.
     pub parents: Vec<Parent>,
-    /// Signatures; this version looks for none.
-    pub signatures: [(); 0],
-    /// Attestations; this version looks for none.
-    pub attestations: [(); 0],
-    /// What the policy says.
+    /// Signatures on the manifest, those that do not hold too.
+    pub signatures: Vec<Shown>,
+    /// Attestations about the manifest, those that do not hold too.
+    pub attestations: Vec<Shown>,
+    /// What the policies say.
     pub policy: Policy,
 }
 
@@ -52,9 +55,9 @@ impl Verification {
             mountable: false,
             layers: Vec::new(),
             parents: Vec::new(),
-            signatures: [],
-            attestations: [],
-            policy: Policy { decision: Decision::None, reasons: [] },
+            signatures: Vec::new(),
+            attestations: Vec::new(),
+            policy: Policy { decision: Verdict::None, reasons: Vec::new() },
         }
     }
 }
@@ -114,21 +117,59 @@ pub struct Parent {
     pub digest: Digest,
 }
 
-/// What the policy says. This version has none.
+/// What the policies say.
 #[derive(Debug, Serialize)]
 pub struct Policy {
-    /// Its word.
-    pub decision: Decision,
+    /// Their word.
+    pub decision: Verdict,
     /// Why.
-    pub reasons: [(); 0],
+    pub reasons: Vec<String>,
 }
 
-/// The word of a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Decision {
-    /// There is no policy.
-    None,
+/// What `policy check` prints.
+#[derive(Debug, Serialize)]
+pub struct PolicyCheck {
+    /// Whether it is a policy.
+    pub ok: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// How many rules it has.
+    pub rules: usize,
+}
+
+/// What `policy explain` prints.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// The word of the policies.
+    pub decision: Verdict,
+    /// The rules that apply, one of each policy.
+    pub rule: Option<String>,
+    /// Their conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// What `policy test` prints.
+#[derive(Debug, Serialize)]
+pub struct PolicyTest {
+    /// Whether every case is as expected.
+    pub ok: bool,
+    /// The cases.
+    pub cases: Vec<TestedCase>,
+}
+
+/// A case of a policy's test.
+#[derive(Debug, Serialize)]
+pub struct TestedCase {
+    /// What it is called.
+    pub name: String,
+    /// Whether it is as expected.
+    pub ok: bool,
+    /// How it is not.
+    pub error: Option<String>,
+    /// The word of the policy.
+    pub decision: Verdict,
+    /// Why.
+    pub reasons: Vec<String>,
 }
 
 /// What `ls` prints.
@@ -203,10 +244,10 @@ pub struct Inspection {
     pub layers: Vec<InspectedLayer>,
     /// Where an index of the kit is; this version uses none.
     pub index: Option<()>,
-    /// Signatures; this version looks for none.
-    pub signatures: [(); 0],
-    /// Attestations; this version looks for none.
-    pub attestations: [(); 0],
+    /// Signatures on the manifest, those that do not hold too.
+    pub signatures: Vec<Shown>,
+    /// Attestations about the manifest, those that do not hold too.
+    pub attestations: Vec<Shown>,
 }
 
 /// One layer of a kit or of its parents, as its manifest has it.

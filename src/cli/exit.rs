@@ -1,5 +1,7 @@
 //! Exit codes: the same for every command, and decided in this one place.
 
+use std::io;
+
 use crate::audit::SigningError;
 use crate::cli::failure::Error;
 use crate::fault::Fault;
@@ -19,6 +21,8 @@ pub enum Exit {
     Denied,
     /// Content does not match its digest.
     Mismatch,
+    /// A policy refuses it.
+    Refused,
     /// The source could not be reached in time.
     Unreachable,
 }
@@ -32,6 +36,7 @@ impl From<Exit> for u8 {
             Exit::NotFound => 3,
             Exit::Denied => 4,
             Exit::Mismatch => 5,
+            Exit::Refused => 6,
             Exit::Unreachable => 7,
         }
     }
@@ -46,7 +51,7 @@ impl From<Exit> for std::process::ExitCode {
 impl Exit {
     /// The exit that another process of ours has ended with.
     fn of_code(code: u8) -> Self {
-        let exits = [Self::Usage, Self::NotFound, Self::Denied, Self::Mismatch, Self::Unreachable];
+        let exits = [Self::Usage, Self::NotFound, Self::Denied, Self::Mismatch, Self::Refused, Self::Unreachable];
         exits.into_iter().find(|&exit| u8::from(exit) == code).unwrap_or(Self::Failure)
     }
 
@@ -59,7 +64,8 @@ impl Exit {
             Self::Unreachable => 3,
             Self::Denied => 4,
             Self::Mismatch => 5,
-            Self::Usage => 6,
+            Self::Refused => 6,
+            Self::Usage => 7,
         }
     }
 }
@@ -69,6 +75,7 @@ impl From<&Error> for Exit {
         match error {
             Error::Usage(_)
             | Error::Config(_)
+            | Error::Policy(_)
             | Error::Reference(_)
             | Error::Log(_)
             | Error::Target { .. }
@@ -85,10 +92,16 @@ impl From<&Error> for Exit {
             | Error::Directory { .. }
             | Error::Write { .. }
             | Error::CannotMount
+            | Error::Trial { .. }
             | Error::Interrupted
             | Error::Output(_)
             | Error::Stay(_)
             | Error::Start(_) => Self::Failure,
+            Error::Bundle { .. } => Self::Refused,
+            Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::NotFound,
+            Error::File { .. } => Self::Failure,
+            Error::Root(error) => error.fault().into(),
+            Error::RootUpdate(error) => error.fault().into(),
             Error::Mount(error) => Self::of_code(error.exit_code),
             Error::Umount(error) => Self::of_code(error.exit_code()),
             Error::Status(error) => Self::of_code(error.exit_code()),
@@ -109,6 +122,7 @@ impl From<Fault> for Exit {
             Fault::NotFound => Self::NotFound,
             Fault::Denied => Self::Denied,
             Fault::Mismatch => Self::Mismatch,
+            Fault::Refused => Self::Refused,
             Fault::Unreachable => Self::Unreachable,
         }
     }

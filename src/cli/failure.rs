@@ -15,10 +15,13 @@ use crate::layers::LayerError;
 use crate::mounts::MountFailure;
 use crate::mounts::StatusError;
 use crate::mounts::UmountError;
+use crate::policy::PolicyError;
 use crate::reference::InvalidReference;
 use crate::resolve::ResolveError;
 use crate::source::SourceError;
 use crate::store::StoreError;
+use crate::trust::InvalidRoot;
+use crate::trust::UpdateError;
 use crate::verify::DigestMismatch;
 
 /// Why a command failed.
@@ -30,6 +33,17 @@ pub enum Error {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A policy is none.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A policy does not say what its cases expect.
+    #[error("{failed} of {cases} cases failed")]
+    Trial {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        cases: usize,
+    },
     /// The reference is none.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
@@ -158,6 +172,28 @@ pub enum Error {
         directory: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A file that a command was given cannot be read.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no trusted root.
+    #[error(transparent)]
+    Root(#[from] InvalidRoot),
+    /// A trusted root could not be fetched or kept.
+    #[error(transparent)]
+    RootUpdate(#[from] UpdateError),
+    /// A bundle does not prove what it should.
+    #[error("{} is refused: {why}", bundle.display())]
+    Bundle {
+        /// The bundle.
+        bundle: PathBuf,
+        /// Why.
+        why: String,
     },
     /// The doctor's verdict.
     #[error("nothing can be mounted on this host as it is")]

@@ -13,14 +13,16 @@ use crate::cli::kits::Kits;
 use crate::cli::print;
 use crate::cli::text;
 use crate::config::Output;
-use crate::kit::config::KITFILE_ANNOTATION;
-use crate::kit::media::Artifact;
 use crate::resolve::Link;
+use crate::resolve::Signatures;
 use crate::verify::Verified;
 
 /// Shows manifest, Kitfile and layers.
 pub async fn run(kits: &Kits, reference: &str) -> Result<(), Error> {
-    let kit = kits.resolve(reference).await?;
+    let parsed = reference.parse()?;
+    // What is refused is shown too, with what was found beside it.
+    let policies = kits.policies().that_warn();
+    let kit = kits.look_up(&parsed, &policies, Signatures::All).await.map_err(|unresolved| unresolved.error)?;
     let Some(link) = kit.first() else { return Ok(()) };
     let layers = kit.links.iter().flat_map(|link| {
         link.manifest.layers.iter().map(|layer| InspectedLayer {
@@ -30,20 +32,16 @@ pub async fn run(kits: &Kits, reference: &str) -> Result<(), Error> {
             kit: link.digest,
         })
     });
+    let decision = kit.decisions.first();
     let document = Inspection {
         reference: reference.into(),
         digest: link.digest,
         manifest: raw(&manifest(kits, link).await?),
-        kitfile: match link.manifest.artifact {
-            Artifact::ModelKit => raw(&link.config),
-            Artifact::ModelPack => {
-                link.manifest.annotations.get(KITFILE_ANNOTATION).and_then(|json| raw(json.as_bytes()))
-            }
-        },
+        kitfile: link.kitfile_json().and_then(raw),
         layers: layers.collect(),
         index: None,
-        signatures: [],
-        attestations: [],
+        signatures: decision.map(|decision| decision.signatures().to_vec()).unwrap_or_default(),
+        attestations: decision.map(|decision| decision.attestations().to_vec()).unwrap_or_default(),
     };
     match kits.config().output {
         Output::Json => print::json(&document),
@@ -71,6 +69,9 @@ fn write(out: &mut dyn Write, document: &Inspection, kitfile: Option<Verified<By
     for layer in &document.layers {
         let size = print::size(layer.size);
         writeln!(out, "layer      {} {size:>10}  {}", layer.digest, text::name(layer.media_type.as_bytes()))?;
+    }
+    for (word, list) in [("signature", &document.signatures), ("attested", &document.attestations)] {
+        list.iter().try_for_each(|shown| print::signature(out, word, shown))?;
     }
     let Some(kitfile) = kitfile else { return Ok(()) };
     writeln!(out)?;

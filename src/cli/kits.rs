@@ -14,8 +14,16 @@ use crate::config::Config;
 use crate::fs::KitFs;
 use crate::layers::Layer;
 use crate::layers::Workshop;
+use crate::policy;
+use crate::policy::Policies;
 use crate::reference::Reference;
 use crate::resolve::Kit;
+use crate::resolve::Link;
+use crate::resolve::Query;
+use crate::resolve::Signatures;
+use crate::resolve::Unresolved;
+use crate::trust::Limits;
+use crate::trust::Material;
 
 /// How many layers are proved at once. One alone is fetched in parallel already.
 pub const PROVED_AT_ONCE: usize = 3;
@@ -25,10 +33,11 @@ pub const PROVED_AT_ONCE: usize = 3;
 pub struct Kits {
     config: Config,
     workshop: Arc<Workshop>,
+    policies: Policies,
 }
 
 impl Kits {
-    /// Opens the store that the configuration names.
+    /// Opens the store that the configuration names, and reads the policies.
     pub fn open(config: Config) -> Result<Self, Error> {
         let folders = &config.folders;
         let workshop = Workshop::open(
@@ -38,7 +47,8 @@ impl Kits {
             config.source.timeout,
             config.audit.clone(),
         )?;
-        Ok(Self { config, workshop })
+        let policies = Policies::load(&config.policy)?;
+        Ok(Self { config, workshop, policies })
     }
 
     /// How things were asked for.
@@ -51,16 +61,47 @@ impl Kits {
         &self.workshop
     }
 
+    /// What lies beside a kit's manifest, by its source now.
+    pub async fn material(&self, link: &Link) -> Result<Material, Error> {
+        let collected = Material::collect(&link.source, &link.digest, &Limits::default()).await;
+        collected.map_err(|error| Error::Resolve(error.into()))
+    }
+
     /// Bytes that the store may take.
     pub fn cache_limit(&self) -> io::Result<u64> {
         cache_limit(self.config.cache_size, self.workshop.store.root())
     }
 
-    /// The kit that a reference names, after the filters. What its user should know is logged.
+    /// Who decides about kits.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// The kit that a reference names, after the filters, if the policies let it through. What its user
+    /// should know is logged.
     pub async fn resolve(&self, reference: &str) -> Result<Kit, Error> {
         let reference: Reference = reference.parse()?;
-        let (freshness, options) = (self.config.freshness, &self.config.source);
-        let kit = Kit::resolve(&self.workshop, &reference, &self.config.filters, freshness, options).await?;
+        Ok(self.look_up(&reference, &self.policies, Signatures::Needed).await.map_err(|unresolved| unresolved.error)?)
+    }
+
+    /// The same for whoever shows what is known of a kit that is refused.
+    pub async fn look_up(
+        &self,
+        reference: &Reference,
+        policies: &Policies,
+        signatures: Signatures,
+    ) -> Result<Kit, Unresolved> {
+        let query = Query {
+            reference,
+            names: &policy::names(reference),
+            filters: &self.config.filters,
+            freshness: self.config.freshness,
+            source: &self.config.source,
+            policies,
+            limits: &Limits::default(),
+            signatures,
+        };
+        let kit = Kit::resolve(&self.workshop, &query).await?;
         kit.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(kit)
     }

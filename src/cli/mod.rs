@@ -17,11 +17,14 @@ mod kits;
 mod log;
 mod ls;
 mod mount;
+mod policy;
 mod print;
 mod progress;
 mod service;
 mod text;
+mod trusted_root;
 mod verify;
+mod verify_bundle;
 
 use std::ffi::OsString;
 use std::io;
@@ -31,6 +34,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 
 use crate::cli::arguments::Invocation;
+use crate::cli::arguments::PolicyTask;
 use crate::cli::arguments::Task;
 use crate::cli::documents::Verification;
 use crate::cli::exit::Exit;
@@ -71,10 +75,13 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
     log::start(&config.log, Place::Command, &config.folders.state).map_err(Error::Log)?;
     match task {
         Task::Doctor => diagnose(&config),
+        Task::VerifyBundle(task) => verify_bundle::run(&config, &task),
+        Task::TrustedRoot(task) => trusted_root::run(&config, task),
         Task::Mount { reference, directory } => mount::mount(&config, &reference, &directory),
         Task::Umount { directory } => mount::umount(&config, &directory),
         Task::Status { directory } => mount::status(&config, directory.as_deref()),
         Task::Cache(task) => cache::run(&Kits::open(config)?, task),
+        Task::Policy(PolicyTask::Check { file }) => policy::check(&file, config.output),
         Task::Audit(task) => audit::run(&config, task),
         task => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;
@@ -114,9 +121,17 @@ async fn carry_out_with(kits: &Kits, task: Task) -> Result<(), Error> {
         Task::Inspect { reference } => inspect::run(kits, &reference).await,
         Task::Verify { reference } => verify::run(kits, &reference, Purpose::Check).await,
         Task::Pull { reference } => verify::run(kits, &reference, Purpose::Keep).await,
-        Task::Mount { .. } | Task::Umount { .. } | Task::Status { .. } | Task::Cache(_) | Task::Audit(_) | Task::Doctor => {
-            Ok(())
-        }
+        Task::Policy(PolicyTask::Explain { reference }) => policy::explain(kits, &reference).await,
+        Task::Policy(PolicyTask::Test { file }) => policy::test(kits, &file).await,
+        Task::Mount { .. }
+        | Task::Umount { .. }
+        | Task::Status { .. }
+        | Task::Cache(_)
+        | Task::Audit(_)
+        | Task::Policy(PolicyTask::Check { .. })
+        | Task::VerifyBundle(_)
+        | Task::TrustedRoot(_)
+        | Task::Doctor => Ok(()),
     }
 }
 

@@ -18,14 +18,18 @@ use crate::config::Output;
 use crate::mounts;
 use crate::mounts::AbsolutePath;
 use crate::mounts::AuditSettings;
+use crate::mounts::Decision;
 use crate::mounts::LogSettings;
 use crate::mounts::LogTarget;
 use crate::mounts::MountOptions;
 use crate::mounts::MountRequest;
+use crate::mounts::PolicySettings;
 use crate::mounts::Presence;
 use crate::mounts::Progress;
 use crate::mounts::SourceSettings;
 use crate::mounts::Status;
+use crate::policy;
+use crate::policy::Policies;
 use crate::reference::Reference;
 
 /// Mounts a kit, and stays if that was asked for.
@@ -53,7 +57,11 @@ pub fn mount(config: &Config, reference: &str, directory: &Path) -> Result<(), E
 /// All that the processes of the mount need. They work in `/`, so every path is made absolute.
 fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRequest, Error> {
     let absolute = |path: &Path| AbsolutePath::new(path).map_err(|source| Error::Path { path: path.into(), source });
-    let reference = match reference.parse::<Reference>()? {
+    // A policy that is none is told now, while somebody looks.
+    Policies::load(&config.policy)?;
+    let reference: Reference = reference.parse()?;
+    let names = policy::names(&reference);
+    let reference = match reference {
         Reference::Layout { path, version } => Reference::Layout { path: absolute(&path)?.to_path_buf(), version },
         reference => reference,
     };
@@ -85,6 +93,15 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
             ca_cert: source.ca_cert.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             registry_config: source.registry_config.as_deref().map(absolute).transpose()?,
             freshness: config.freshness,
+        },
+        policy: PolicySettings {
+            names,
+            standing: config.policy.standing.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
+            file: config.policy.file.as_deref().map(absolute).transpose()?,
+            keys: config.policy.keys.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
+            identity: config.policy.identity.clone(),
+            trusted_root: config.policy.trusted_root.as_deref().map(absolute).transpose()?,
+            installed_root: config.policy.installed_root.as_deref().map(absolute).transpose()?,
         },
         cache_dir: absolute(&folders.cache)?,
         state_dir: absolute(&folders.state)?,
@@ -138,6 +155,13 @@ fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
     writeln!(out, "{}  {}", text::name(mount.directory.as_bytes()), state.as_str().unwrap_or_default())?;
     writeln!(out, "  kit       {}", text::line(&mount.reference))?;
     writeln!(out, "  digest    {}", mount.digest)?;
+    for signer in &mount.signers {
+        writeln!(out, "  signed    {}", text::line(signer))?;
+    }
+    if mount.policy != Decision::None {
+        let word = serde_json::to_value(mount.policy).unwrap_or_default();
+        writeln!(out, "  policy    {}", word.as_str().unwrap_or_default())?;
+    }
     let (verified, total) = (print::size(mount.bytes_verified), print::size(mount.bytes_total));
     writeln!(out, "  verified  {verified} of {total}, {} fetched", print::size(mount.bytes_fetched))?;
     writeln!(out, "  cache     {} hits", mount.cache_hits)?;

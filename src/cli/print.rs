@@ -7,6 +7,8 @@ use std::io::Write;
 use serde::Serialize;
 
 use crate::cli::failure::Error;
+use crate::cli::text::line;
+use crate::policy::Shown;
 
 /// Writes one JSON document.
 pub fn json(document: &impl Serialize) -> Result<(), Error> {
@@ -22,6 +24,26 @@ pub fn text(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), 
     match write(&mut out).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
         _ => Ok(()),
+    }
+}
+
+/// A signature or attestation, as a line for people.
+pub fn signature(out: &mut dyn Write, word: &str, shown: &Shown) -> io::Result<()> {
+    let who = match (&shown.identity, &shown.issuer) {
+        (Some(identity), Some(issuer)) => format!("{identity} ({issuer})"),
+        (Some(identity), None) => identity.clone(),
+        (None, _) => "unknown signer".into(),
+    };
+    write!(out, "{word:<10} {:<8} {}", if shown.verified { "verified" } else { "refused" }, line(&who))?;
+    if let Some(predicate_type) = &shown.predicate_type {
+        write!(out, "  {}", line(predicate_type))?;
+    }
+    if let Some(logged_at) = &shown.logged_at {
+        write!(out, "  {logged_at}")?;
+    }
+    match &shown.error {
+        Some(error) => writeln!(out, ": {}", line(error)),
+        None => writeln!(out),
     }
 }
 

@@ -26,6 +26,7 @@ use crate::layers::Layer;
 use crate::layers::Workshop;
 use crate::ledger::Counters;
 use crate::ledger::Trouble;
+use crate::mounts::AbsolutePath;
 use crate::mounts::Beat;
 use crate::mounts::Decision;
 use crate::mounts::LastError;
@@ -40,11 +41,18 @@ use crate::mounts::Snapshot;
 use crate::mounts::State;
 use crate::mounts::Summary;
 use crate::mounts::tree_file;
+use crate::policy;
+use crate::policy::Policies;
+use crate::policy::PolicyError;
+use crate::policy::Verdict;
 use crate::reference::Reference;
 use crate::resolve::Kit;
+use crate::resolve::Query;
 use crate::resolve::ResolveError;
+use crate::resolve::Signatures;
 use crate::source;
 use crate::store;
+use crate::trust::Limits;
 
 /// How often a person who waits for a mount is told how far it is.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
@@ -171,7 +179,27 @@ async fn open(
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<KitFs, OpenError> {
     let reference: Reference = request.reference.parse()?;
-    let kit = Kit::resolve(&workshop, &reference, &request.filters, request.source.freshness, options).await?;
+    let settings = &request.policy;
+    let owned = |path: &AbsolutePath| path.to_path_buf();
+    let policies = Policies::load(&policy::Options {
+        standing: settings.standing.iter().map(owned).collect(),
+        file: settings.file.as_ref().map(owned),
+        keys: settings.keys.iter().map(owned).collect(),
+        identity: settings.identity.clone(),
+        trusted_root: settings.trusted_root.as_ref().map(owned),
+        installed_root: settings.installed_root.as_ref().map(owned),
+    })?;
+    let query = Query {
+        reference: &reference,
+        names: &settings.names,
+        filters: &request.filters,
+        freshness: request.source.freshness,
+        source: options,
+        policies: &policies,
+        limits: &Limits::default(),
+        signatures: Signatures::Needed,
+    };
+    let kit = Kit::resolve(&workshop, &query).await.map_err(|unresolved| unresolved.error)?;
     kit.warnings.iter().for_each(|warning| {
         tracing::warn!("{warning}");
         progress(Progress::Warning(warning.clone()));
@@ -209,8 +237,13 @@ fn summary(fs: &KitFs) -> Option<Summary> {
     Some(Summary {
         digest: kit.digest()?,
         resolved: kit.resolved,
-        signers: Vec::new(),
-        policy: Decision::None,
+        signers: kit.first()?.admitted.signers().to_vec(),
+        policy: match kit.links.iter().map(|link| link.admitted.verdict()).max()? {
+            Verdict::None => Decision::None,
+            Verdict::Allow => Decision::Allow,
+            // What is refused is not mounted.
+            Verdict::Warn | Verdict::Deny => Decision::Warn,
+        },
         bytes_total: fs.layers().iter().map(|layer| size(layer)).sum(),
     })
 }
@@ -273,6 +306,8 @@ enum OpenError {
     #[error(transparent)]
     Reference(#[from] crate::reference::InvalidReference),
     #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
     Resolve(#[from] ResolveError),
     #[error(transparent)]
     Fs(#[from] FsError),
@@ -281,7 +316,7 @@ enum OpenError {
 impl OpenError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Reference(_) => Fault::Usage,
+            Self::Reference(_) | Self::Policy(_) => Fault::Usage,
             Self::Resolve(error) => error.fault(),
             Self::Fs(error) => error.fault(),
         }

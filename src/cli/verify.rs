@@ -33,8 +33,15 @@ use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::layers::Metadata;
 use crate::layers::Workshop;
+use crate::policy::Decision;
+use crate::policy::Verdict;
+use crate::reference::Reference;
 use crate::resolve::Kit;
 use crate::resolve::Link;
+use crate::resolve::Resolved;
+use crate::resolve::Seen;
+use crate::resolve::Signatures;
+use crate::resolve::Unresolved;
 use crate::source::SourceError;
 use crate::verify::LayerCheck;
 
@@ -66,8 +73,15 @@ pub fn report(document: &mut Verification, result: &Result<(), Error>, output: O
 }
 
 async fn check(kits: &Kits, reference: &str, purpose: Purpose, document: &mut Verification) -> Result<(), Error> {
-    let kit = kits.resolve(reference).await?;
-    describe(&kit, document);
+    let reference: Reference = reference.parse()?;
+    let kit = match kits.look_up(&reference, kits.policies(), Signatures::All).await {
+        Ok(kit) => kit,
+        Err(Unresolved { error, seen, resolved, decisions }) => {
+            describe(&seen, resolved, &decisions, document);
+            return Err(error.into());
+        }
+    };
+    describe(&kit.seen(), Some(kit.resolved), &kit.decisions, document);
     let layers = kit.layers(kits.workshop());
     let outcomes = progress::follow("verifying", &layers, check_layers(kits, &kit, &layers, purpose)).await;
     for layer in &mut document.layers {
@@ -86,31 +100,31 @@ async fn check(kits: &Kits, reference: &str, purpose: Purpose, document: &mut Ve
     Ok(())
 }
 
-/// Writes down what the manifests say, before a layer is looked at.
-fn describe(kit: &Kit, document: &mut Verification) {
-    document.digest = kit.first().map(|link| link.digest);
-    document.resolved = Some(kit.resolved);
-    for (number, link) in kit.links.iter().enumerate() {
+/// Writes down what the manifests and the policies say, before a layer is looked at.
+fn describe(seen: &[Seen], resolved: Option<Resolved>, decisions: &[Decision], document: &mut Verification) {
+    document.digest = seen.first().map(|kit| kit.digest);
+    document.resolved = resolved;
+    for (number, kit) in seen.iter().enumerate() {
         if number > 0 {
-            document.parents.push(Parent { reference: link.reference.clone(), digest: link.digest });
+            document.parents.push(Parent { reference: kit.reference.clone(), digest: kit.digest });
         }
-        document.layers.extend(needed(kit, link).map(|layer| LayerDocument {
+        document.layers.extend(kit.layers.iter().map(|layer| LayerDocument {
             digest: layer.digest,
             media_type: layer.media_type.clone(),
             size: layer.size,
-            kit: link.digest,
+            kit: kit.digest,
             status: LayerStatus::Unchecked,
             error: None,
         }));
     }
-}
-
-/// The layers of a link that are checked: of the kit itself all, of a parent those that the kit takes.
-fn needed<'a>(kit: &Kit, link: &'a Link) -> Box<dyn Iterator<Item = &'a Descriptor> + 'a> {
-    match kit.first() {
-        Some(first) if first.digest == link.digest => Box::new(link.manifest.layers.iter()),
-        _ => Box::new(link.contents.layers.iter().map(|layer| &layer.descriptor)),
+    if let Some(first) = decisions.first() {
+        document.signatures = first.signatures().to_vec();
+        document.attestations = first.attestations().to_vec();
     }
+    let strictest = decisions.iter().map(Decision::verdict).max();
+    document.policy.decision = strictest.unwrap_or(Verdict::None);
+    let decisive = decisions.iter().filter(|decision| Some(decision.verdict()) == strictest);
+    document.policy.reasons = decisive.flat_map(|decision| decision.reasons().iter().cloned()).collect();
 }
 
 type Outcome = Result<(), Arc<LayerError>>;
@@ -237,6 +251,13 @@ fn write(out: &mut dyn Write, document: &Verification) -> io::Result<()> {
     }
     for parent in &document.parents {
         writeln!(out, "parent     {} {}", parent.digest, text::line(&parent.reference))?;
+    }
+    for (word, list) in [("signature", &document.signatures), ("attested", &document.attestations)] {
+        list.iter().try_for_each(|shown| print::signature(out, word, shown))?;
+    }
+    if document.policy.decision != Verdict::None {
+        writeln!(out, "policy     {}", document.policy.decision.name())?;
+        document.policy.reasons.iter().try_for_each(|reason| writeln!(out, "           {}", text::line(reason)))?;
     }
     match document.digest {
         Some(digest) if document.ok => writeln!(out, "ok         {digest} {}", text::line(&document.reference)),

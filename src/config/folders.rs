@@ -62,9 +62,19 @@ impl Environment {
 
     /// The files that are read when none is named, the one that counts most last.
     pub(in crate::config) fn config_files(&self) -> Vec<PathBuf> {
-        let mut files = vec![PathBuf::from("/etc/kitfs/config.toml")];
+        self.files("config.toml")
+    }
+
+    /// The policies that count whatever is named, where they are there.
+    pub(in crate::config) fn policy_files(&self) -> Vec<PathBuf> {
+        self.files("policy.toml")
+    }
+
+    /// A file of the host, and of the user.
+    fn files(&self, name: &str) -> Vec<PathBuf> {
+        let mut files = vec![Path::new("/etc/kitfs").join(name)];
         if self.user == User::Other {
-            files.extend(self.xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("config.toml")));
+            files.extend(self.xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join(name)));
         }
         files
     }
@@ -112,5 +122,9 @@ impl Folders {
             None => usual("/var/lib/kitfs", "XDG_STATE_HOME", ".local/state", "state-dir")?,
         };
         Ok(Self { cache, runtime: runtime.unwrap_or_else(|| run_of_state(&state)), state })
+    }
+    /// Where an update puts the Sigstore root that counts from then on.
+    pub fn installed_root(&self) -> PathBuf {
+        self.state.join("trusted_root.json")
     }
 }

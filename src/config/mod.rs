@@ -29,6 +29,7 @@ use crate::audit;
 use crate::kit::filter::Filter;
 use crate::kit::filter::InvalidFilter;
 use crate::layers::Metadata;
+use crate::policy;
 use crate::resolve::Freshness;
 use crate::source;
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub source: source::Options,
     /// Whether tags are asked for.
     pub freshness: Freshness,
+    /// Who decides whether a kit may be used.
+    pub policy: policy::Options,
     /// Which parts of the kit; none is all.
     pub filters: Vec<Filter>,
     /// Whether layers are listed ahead of their proof.
@@ -145,6 +148,7 @@ impl Config {
         )?;
         Ok(Self {
             audit: audit_log(settings, &folders.state)?,
+            policy: policy(settings, &folders, environment)?,
             folders,
             cache_size: text(settings, "cache-size", values::parse_size)?,
             memory: text(settings, "memory", least)?.unwrap_or(128 << 20),
@@ -251,6 +255,42 @@ fn readable(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, ConfigError
         }
     }
     Ok(paths)
+}
+
+/// What is named, and the policies of host and user that are there. A policy that cannot even be looked
+/// for is none that can be left out.
+fn policy(settings: &Settings, folders: &Folders, environment: &Environment) -> Result<policy::Options, ConfigError> {
+    let mut standing = Vec::new();
+    for path in environment.policy_files() {
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => standing.push(path),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(source) => return Err(ConfigError::Unreadable { path, source }),
+        }
+    }
+    let one = |name| text(settings, name, |text| Ok(text.to_owned()));
+    let identity = policy::Identity {
+        identity: one("certificate-identity")?,
+        identity_regexp: one("certificate-identity-regexp")?,
+        issuer: one("certificate-oidc-issuer")?,
+        issuer_regexp: one("certificate-oidc-issuer-regexp")?,
+    };
+    for (exact, regexp) in [
+        ("certificate-identity", "certificate-identity-regexp"),
+        ("certificate-oidc-issuer", "certificate-oidc-issuer-regexp"),
+    ] {
+        if settings.given(exact).is_some() && settings.given(regexp).is_some() {
+            return Err(conflict(settings, exact, regexp));
+        }
+    }
+    Ok(policy::Options {
+        standing,
+        file: path(settings, "policy")?,
+        keys: paths(settings, "key")?,
+        identity,
+        trusted_root: path(settings, "trusted-root")?,
+        installed_root: Some(folders.installed_root()),
+    })
 }
 
 fn filters(settings: &Settings) -> Result<Vec<Filter>, ConfigError> {

@@ -44,7 +44,7 @@ pub enum Kind {
 pub enum Scope {
     /// Every command, and what `--help` calls the group.
     Every(&'static str),
-    /// These commands.
+    /// These commands, each with the names that lead to it.
     Only(&'static [&'static str]),
 }
 
@@ -52,6 +52,8 @@ const SOURCE: Scope = Scope::Every("Where kits come from");
 const STORE: Scope = Scope::Every("Store and memory");
 const GENERAL: Scope = Scope::Every("General");
 const MOUNT: Scope = Scope::Only(&["mount"]);
+/// The commands that open a kit, which policies decide about.
+const KIT: Scope = Scope::Only(&["mount", "ls", "cat", "export", "inspect", "verify", "pull", "policy explain"]);
 
 /// Every setting there is. Those of later versions do not exist: naming one is an error.
 pub const SETTINGS: &[Setting] = &[
@@ -84,6 +86,48 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Switch,
         scope: Scope::Only(&["umount"]),
         help: "Detach now, even if the mount is busy",
+    },
+    Setting {
+        name: "policy",
+        kind: Kind::One("FILE"),
+        scope: KIT,
+        help: "A policy that the kit must satisfy, beside those of host and user",
+    },
+    Setting {
+        name: "key",
+        kind: Kind::Many("FILE"),
+        scope: KIT,
+        help: "Refuse kits that the owner of this public key did not sign (repeatable: any of them)",
+    },
+    Setting {
+        name: "certificate-identity",
+        kind: Kind::One("NAME"),
+        scope: KIT,
+        help: "Refuse kits that this identity did not sign; needs the issuer",
+    },
+    Setting {
+        name: "certificate-identity-regexp",
+        kind: Kind::One("REGEXP"),
+        scope: KIT,
+        help: "The same for identities of which the whole matches",
+    },
+    Setting {
+        name: "certificate-oidc-issuer",
+        kind: Kind::One("URL"),
+        scope: KIT,
+        help: "Who must have issued the identity",
+    },
+    Setting {
+        name: "certificate-oidc-issuer-regexp",
+        kind: Kind::One("REGEXP"),
+        scope: KIT,
+        help: "The same for issuers of which the whole matches",
+    },
+    Setting {
+        name: "trusted-root",
+        kind: Kind::One("FILE"),
+        scope: KIT,
+        help: "The Sigstore that certificates and log entries are checked against [default: the public one]",
     },
     Setting { name: "plain-http", kind: Kind::Switch, scope: SOURCE, help: "Speak plain HTTP to registries" },
     Setting {

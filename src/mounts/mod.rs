@@ -35,8 +35,8 @@ pub use beat::Beat;
 pub use connection::Busy;
 pub use launch::{Mounted, Novelty, mount};
 pub use request::{
-    AbsolutePath, AuditSettings, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence,
-    Progress, Snapshot, SourceSettings, State, Summary,
+    AbsolutePath, AuditSettings, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
+    PolicySettings, Presence, Progress, Snapshot, SourceSettings, State, Summary,
 };
 pub use status::{Status, StatusError, status, status_of_all};
 pub use umount::{UmountError, Unmounted, umount};

@@ -18,6 +18,7 @@ use crate::digest::Digest;
 use crate::kit::filter::Filter;
 use crate::layers::Metadata;
 use crate::ledger::TroubleKind;
+use crate::policy::Identity;
 use crate::resolve::Freshness;
 use crate::resolve::Resolved;
 
@@ -37,6 +38,8 @@ pub struct MountRequest {
     pub metadata: Metadata,
     /// How the source is reached.
     pub source: SourceSettings,
+    /// Who decides whether the kit may be mounted. A worker that takes over does not ask again.
+    pub policy: PolicySettings,
     /// `--cache-dir`.
     pub cache_dir: AbsolutePath,
     /// `--state-dir`: mount records and the log.
@@ -77,6 +80,25 @@ pub struct SourceSettings {
     pub registry_config: Option<AbsolutePath>,
     /// `--offline`, `--require-fresh`, or neither.
     pub freshness: Freshness,
+}
+
+/// Who decides: the policies of host and user, and the options of these names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySettings {
+    /// The names under which policies know the kit, as it was typed.
+    pub names: Vec<String>,
+    /// Policies of the host and of the user.
+    pub standing: Vec<AbsolutePath>,
+    /// `--policy`.
+    pub file: Option<AbsolutePath>,
+    /// `--key`.
+    pub keys: Vec<AbsolutePath>,
+    /// `--certificate-…`.
+    pub identity: Identity,
+    /// `--trusted-root`.
+    pub trusted_root: Option<AbsolutePath>,
+    /// The root that an update has put in place of the embedded one.
+    pub installed_root: Option<AbsolutePath>,
 }
 
 /// Where messages of the background processes go, and how many.

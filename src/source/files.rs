@@ -68,6 +68,39 @@ impl Blobs {
         }
     }
 
+    /// The SHA-256 blobs that are not larger than `limit`, by their names; nothing of them is read.
+    pub(super) async fn small(&self, limit: u64) -> Result<Vec<Digest>, SourceError> {
+        const FOLDER: &str = "blobs/sha256";
+        let parse = |name: &str| format!("sha256:{name}").parse().ok();
+        match &self.place {
+            Place::Directory(root) => {
+                let (folder, what) = (root.join(FOLDER), format!("the blobs of {}", self.name));
+                let list = move || -> io::Result<Vec<Digest>> {
+                    let mut small = Vec::new();
+                    for entry in std::fs::read_dir(folder)? {
+                        let entry = entry?;
+                        let digest = entry.file_name().to_str().and_then(parse);
+                        if let (Some(digest), Ok(metadata)) = (digest, entry.metadata())
+                            && metadata.len() <= limit
+                        {
+                            small.push(digest);
+                        }
+                    }
+                    small.sort_unstable();
+                    Ok(small)
+                };
+                blocking(self.timeout, &what, list).await?.map_err(|error| local(what, error))
+            }
+            Place::Tar(_, members) => {
+                let small = members.iter().filter(|(_, range)| range.end - range.start <= limit);
+                let mut small: Vec<_> =
+                    small.filter_map(|(name, _)| parse(name.strip_prefix(FOLDER)?.strip_prefix('/')?)).collect();
+                small.sort_unstable();
+                Ok(small)
+            }
+        }
+    }
+
     /// Whether there is a blob of that digest.
     pub(super) async fn has(&self, digest: &Digest) -> Result<bool, SourceError> {
         match self.find(digest).await {

@@ -19,6 +19,8 @@ use crate::reference::RegistryReference;
 use crate::reference::Version;
 use crate::source::METADATA_LIMIT;
 use crate::source::SourceError;
+use crate::source::companions::Companion;
+use crate::source::companions::Tags;
 use crate::source::files;
 use crate::source::files::Blobs;
 
@@ -87,6 +89,18 @@ impl Store {
                 Err(SourceError::NotFound(format!("{what}:{}", self.version.tag.as_deref().unwrap_or(DEFAULT_TAG))))
             }
         }
+    }
+
+    /// What lies beside a manifest, by the tags of its repository. kit itself keeps no referrers.
+    pub(super) async fn companions(&self, tags: &Tags) -> Result<Vec<Companion>, SourceError> {
+        let mut found = Vec::new();
+        for tag in &tags.legacy {
+            let version = Version { tag: Some(tag.clone()), digest: None };
+            if let Some(digest) = self.lookup(&self.name, &version).await? {
+                found.push(Companion { digest, artifact_type: String::new(), found: format!("tag {tag}") });
+            }
+        }
+        Ok(found)
     }
 
     /// A parent of a kit in this store, if it is here: by its digest, or by its name.

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::digest::Digest;
@@ -21,10 +22,22 @@ use crate::reference::RegistryReference;
 use crate::reference::Version;
 use crate::source::METADATA_LIMIT;
 use crate::source::SourceError;
+use crate::source::companions::About;
+use crate::source::companions::Companion;
+use crate::source::companions::Referrers;
+use crate::source::companions::Tags;
 use crate::source::files;
 use crate::source::files::Blobs;
 use crate::source::tarball;
 use crate::source::tarball::InvalidTar;
+use crate::verify::Verified;
+
+/// Blobs of a layout that `cosign save` wrote, up to this size, are looked at for referrers: it lists none.
+const REFERRER_LIMIT: u64 = 64 * 1024;
+
+/// How `cosign save` marks what it lists: the image, `…/sigs` and `…/atts`.
+const KIND: &str = "kind";
+const SAVED: &str = "dev.cosignproject.cosign/";
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -48,6 +61,8 @@ pub(super) struct Index {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
+    #[serde(default, deserialize_with = "null_is_empty")]
+    artifact_type: String,
     #[serde(default, deserialize_with = "null_is_empty")]
     media_type: String,
     /// Parsed only if it is chosen: an entry that nobody asked for may be anything.
@@ -96,6 +111,58 @@ impl Layout {
             }),
             (None, None) => self.index.only(&self.name()),
         }
+    }
+
+    /// What lies beside a manifest: by tag, by the list that the fallback tag names, by subject, and what
+    /// `cosign save` marks or leaves among the blobs.
+    pub(super) async fn companions(&self, manifest: &Digest, tags: &Tags) -> Result<Vec<Companion>, SourceError> {
+        let mut found = Vec::new();
+        let mut is_saved = false;
+        for entry in self.index.entries() {
+            let Ok(digest) = entry.digest.parse::<Digest>() else { continue };
+            let kind = entry.annotations.get(KIND).and_then(|kind| kind.as_deref()?.strip_prefix(SAVED));
+            is_saved |= kind.is_some();
+            let companion = |found: String| Companion { digest, artifact_type: entry.artifact_type.clone(), found };
+            match (entry.name(), kind) {
+                (Some(name), _) if tags.legacy.iter().any(|tag| tag == name) => {
+                    found.push(companion(format!("tag {name}")));
+                }
+                (Some(name), _) if name == tags.fallback => {
+                    if let Some(bytes) = self.small(&digest, METADATA_LIMIT).await? {
+                        found.extend(Referrers::of_fallback(&bytes, &format!("tag {name}")));
+                    }
+                }
+                (_, Some("sigs" | "atts")) => found.push(companion("what cosign saved".into())),
+                _ => {
+                    if let Some(about) = self.about(&digest, METADATA_LIMIT, manifest).await? {
+                        found.push(Companion { artifact_type: about.artifact_type, ..companion("index.json".into()) });
+                    }
+                }
+            }
+        }
+        if is_saved {
+            for digest in self.blobs.small(REFERRER_LIMIT).await? {
+                if let Some(About { artifact_type, .. }) = self.about(&digest, REFERRER_LIMIT, manifest).await? {
+                    found.push(Companion { digest, artifact_type, found: "the blobs that cosign saved".into() });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a manifest in this layout says about `manifest`.
+    async fn about(&self, digest: &Digest, limit: u64, manifest: &Digest) -> Result<Option<About>, SourceError> {
+        Ok(self.small(digest, limit).await?.and_then(|bytes| About::read(&bytes, manifest)))
+    }
+
+    /// A blob that is there, not larger than that, and what its digest says; anything else is nobody's companion.
+    async fn small(&self, digest: &Digest, limit: u64) -> Result<Option<Verified<Bytes>>, SourceError> {
+        let extent = match self.blobs.find(digest).await {
+            Ok(extent) if extent.len() <= limit => extent,
+            Ok(_) | Err(SourceError::NotFound(_) | SourceError::Malformed { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(extent.read_whole().await?.verify(digest).ok())
     }
 
     /// A parent of a kit in this layout, if it is here: by its digest, or by its whole reference.

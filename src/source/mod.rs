@@ -8,9 +8,11 @@ mod registry;
 mod layout;
 mod tarball;
 mod kitops;
+mod companions;
 mod credentials;
 mod files;
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::io;
 use std::ops::Range;
@@ -26,6 +28,9 @@ use crate::kit::descriptor::Descriptor;
 use crate::reference::Reference;
 use crate::reference::RegistryReference;
 use crate::reference::Version;
+pub use crate::source::companions::Companion;
+use crate::source::companions::Referrers;
+use crate::source::companions::Tags;
 use crate::source::files::Extent;
 use crate::source::files::ExtentStream;
 use crate::source::kitops::Store;
@@ -170,6 +175,45 @@ impl Source {
         }
     }
 
+    /// The manifests that may say something about `manifest`, each once: what cosign's tags name first, then
+    /// referrers, at least `enough` of them if there are so many.
+    ///
+    /// Where a source cannot say, this is an error: it is never the same as having none.
+    pub async fn companions(&self, manifest: &Digest, enough: usize) -> Result<Vec<Companion>, SourceError> {
+        let tags = Tags::of(manifest);
+        let mut companions = match &self.kind {
+            Kind::Registry(registry) => {
+                let [signatures, attestations] = &tags.legacy;
+                let (signatures, attestations, fallback, listed) = tokio::try_join!(
+                    tagged(registry, signatures),
+                    tagged(registry, attestations),
+                    self.fallback(registry, &tags.fallback),
+                    registry.referrers(manifest, enough),
+                )?;
+                let legacy = signatures.into_iter().chain(attestations);
+                legacy.chain(listed.unwrap_or_default()).chain(fallback).collect()
+            }
+            Kind::Layout(layout) => layout.companions(manifest, &tags).await?,
+            Kind::Kitops(store) => store.companions(&tags).await?,
+            Kind::Lost { error, .. } => return Err(error.clone()),
+        };
+        let mut seen = HashSet::new();
+        companions.retain(|companion: &Companion| companion.digest != *manifest && seen.insert(companion.digest));
+        Ok(companions)
+    }
+
+    /// What the fallback tag of a registry lists.
+    async fn fallback(&self, registry: &Registry, tag: &str) -> Result<Vec<Companion>, SourceError> {
+        let Some(index) = tagged(registry, tag).await? else { return Ok(Vec::new()) };
+        let bytes = match registry.manifest(&index.digest).await?.verify(&index.digest) {
+            Ok(bytes) => bytes,
+            Err(mismatch) => {
+                return Err(SourceError::Malformed { what: index.found, why: mismatch.to_string() });
+            }
+        };
+        Ok(Referrers::of_fallback(&bytes, &index.found))
+    }
+
     /// A small blob whole, such as a config: exactly `blob.size` bytes, at most [`METADATA_LIMIT`].
     pub async fn blob(&self, blob: &Descriptor) -> Result<Unverified, SourceError> {
         if blob.size > METADATA_LIMIT {
@@ -292,6 +336,15 @@ impl ByteStream {
             self.0 = Bytes::Ended;
         }
         next
+    }
+}
+
+/// What a tag beside a manifest names, if it is there.
+async fn tagged(registry: &Registry, tag: &str) -> Result<Option<Companion>, SourceError> {
+    match registry.tag(tag).await {
+        Ok(digest) => Ok(Some(Companion { digest, artifact_type: String::new(), found: format!("tag {tag}") })),
+        Err(SourceError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -10,6 +10,7 @@
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
 //!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
 //!                                  read (`tar+gzip`); its mtime is its last use
+//!       material/<alg>-<hex>       sealed: the signatures found beside a manifest, by its digest
 //!       objects/ab/<hex>           contents of files, by their fs-verity digest, 0400
 //!       records/ab/<hex>           sealed: the stamp under which a large object was proved whole
 //!       tags/<hex>                 sealed: the digest last seen for a tag; named by the SHA-256 of the reference
@@ -22,6 +23,7 @@
 //! any of them costs a fetch.
 
 mod lock;
+mod material;
 mod objects;
 mod staging;
 mod usage;
@@ -66,7 +68,7 @@ impl Store {
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
         let root = root.join(FORMAT);
-        for folder in ["blobs", "layers", "objects", "records", "tags", "staging", "locks"] {
+        for folder in ["blobs", "layers", "material", "objects", "records", "tags", "staging", "locks"] {
             let path = root.join(folder);
             make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }

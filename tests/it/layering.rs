@@ -88,6 +88,8 @@ fn the_order_is_the_documented_one() {
         "fuse",
         "fs",
         "resolve",
+        "policy",
+        "trust",
         "chunks",
         "layers",
         "source",

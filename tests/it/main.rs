@@ -23,6 +23,8 @@ mod many_files;
 mod mount_cli;
 mod own_kits;
 mod parents;
+mod policy;
 mod readers;
 mod sample;
 mod source;
+mod trust;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kitfs::layers::Metadata;
 use kitfs::mounts::{
-    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
+    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, PolicySettings,
     Presence, Progress, SourceSettings, Status,
 };
 use kitfs::resolve::Freshness;
@@ -211,6 +211,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
             registry_config: None,
             freshness: Freshness::Prefer,
         },
+        policy: PolicySettings::default(),
         cache_dir: AbsolutePath::new(state.join("cache")).unwrap(),
         state_dir: AbsolutePath::new(state).unwrap(),
         runtime_dir: AbsolutePath::new(state.join("run")).unwrap(),

@@ -38,6 +38,8 @@ pub(super) enum Failure {
     Denied(String),
     /// 404.
     Missing,
+    /// Another answer of the 4xx kind: the registry does not do what it was asked to.
+    Refused(StatusCode),
     /// An answer that the protocol does not have.
     Odd(String),
     /// A body that ended early, and properly.
@@ -106,6 +108,7 @@ impl Failure {
             | Self::Redirect(_)
             | Self::Denied(_)
             | Self::Missing
+            | Self::Refused(_)
             | Self::Odd(_)
             | Self::Longer
             | Self::Size { .. }
@@ -150,6 +153,7 @@ impl Failure {
             }
             Self::Denied(why) => SourceError::Denied { what, why },
             Self::Missing => SourceError::NotFound(what),
+            Self::Refused(status) => SourceError::Malformed { what, why: format!("the registry answers {status}") },
             Self::Odd(why) => SourceError::Malformed { what, why },
             Self::Short { got } => SourceError::WrongSize { what, expected: size, actual: got.to_string() },
             Self::Longer => {

@@ -8,6 +8,7 @@ mod auth;
 mod certificates;
 mod failure;
 mod http;
+mod referrers;
 mod request;
 mod scheme;
 pub(super) mod stream;
@@ -84,7 +85,11 @@ impl Registry {
         if let Some(digest) = self.0.reference.version.digest {
             return Ok(digest);
         }
-        let tag = self.0.reference.version.tag.as_deref().unwrap_or(DEFAULT_TAG);
+        self.tag(self.0.reference.version.tag.as_deref().unwrap_or(DEFAULT_TAG)).await
+    }
+
+    /// What a tag of this repository names now.
+    pub(super) async fn tag(&self, tag: &str) -> Result<Digest, SourceError> {
         let mut request = Request::new(self, format!("{}:{tag}", self.name()), format!("manifests/{tag}"));
         let mut method = Method::HEAD;
         loop {
@@ -103,7 +108,7 @@ impl Registry {
                     Err(failure) => failure,
                 },
                 // Not every registry knows HEAD.
-                Err(Failure::Odd(_)) if method == Method::HEAD => {
+                Err(Failure::Odd(_) | Failure::Refused(_)) if method == Method::HEAD => {
                     method = Method::GET;
                     continue;
                 }

@@ -36,6 +36,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// What a list of referrers is (distribution-spec, "Listing Referrers").
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
 /// What part of a thing is asked for.
 #[derive(Debug)]
 pub(super) enum Part {
@@ -123,6 +126,8 @@ impl Request {
         let mut request = http.client().request(method, url).header(ACCEPT_ENCODING, "identity");
         if self.path.starts_with("manifests/") {
             request = request.header(ACCEPT, MANIFESTS);
+        } else if self.path.starts_with("referrers/") {
+            request = request.header(ACCEPT, INDEX);
         }
         if let Part::Range { range, .. } = part {
             // The caller asks for no empty range.
@@ -160,6 +165,7 @@ impl Request {
             // Not a trouble that passes, but a method that is not known.
             status @ StatusCode::NOT_IMPLEMENTED => Err(Failure::Odd(format!("the registry answers {status}"))),
             status if status.is_server_error() => Err(Failure::Busy(status, failure::retry_after(response.headers()))),
+            status if status.is_client_error() => Err(Failure::Refused(status)),
             status => Err(Failure::Odd(format!("the registry answers {status}"))),
         }
     }

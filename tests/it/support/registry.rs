@@ -2,6 +2,7 @@
 //!
 //! Kits are pushed into it over HTTP like any client does. Its access log tells what was asked of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -186,6 +187,52 @@ impl Registry {
             self.push_manifest(repository, tag, kind, bytes);
         }
         format!("{}/{repository}:{tag}", self.host())
+    }
+
+    /// Pushes everything in a layout under the names that it has there, as a client does that knows of
+    /// signatures: what refers to another manifest is listed under the fallback tag too. Manifests that lack a
+    /// blob are left out.
+    pub fn push_all(&self, layout: &Path, repository: &str) {
+        let read = |digest: &str| std::fs::read(layout.join("blobs").join(digest.replace(':', "/"))).ok();
+        let index = std::fs::read(layout.join("index.json")).expect("a layout");
+        let index: Value = serde_json::from_slice(&index).expect("an index");
+        let mut referrers: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        let mut named = BTreeSet::new();
+        let (mut first, mut then) = (Vec::new(), Vec::new());
+        for descriptor in index["manifests"].as_array().expect("manifests") {
+            let digest = descriptor["digest"].as_str().expect("a digest");
+            let name = descriptor["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap_or(digest);
+            let bytes = read(digest).expect("the layout holds what it lists");
+            let manifest: Value = serde_json::from_slice(&bytes).expect("a manifest");
+            let kind = manifest["mediaType"].as_str().or(descriptor["mediaType"].as_str()).expect("a media type");
+            named.insert(name.to_owned());
+            let push = (name.to_owned(), kind.to_owned(), bytes);
+            if manifest["manifests"].is_array() {
+                then.push(push);
+                continue;
+            }
+            let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
+            let parts: Vec<_> = layers.iter().chain([&manifest["config"]]).map(|part| part["digest"].as_str()).collect();
+            for digest in parts.into_iter().flatten() {
+                self.push_blob(repository, digest, read(digest).expect("the layout holds what its manifests name"));
+            }
+            if let Some(subject) = manifest["subject"]["digest"].as_str() {
+                let mut descriptor = descriptor.clone();
+                descriptor.as_object_mut().expect("an object").remove("annotations");
+                referrers.entry(subject.replace(':', "-")).or_default().push(descriptor);
+            }
+            first.push(push);
+        }
+        for (tag, listed) in referrers {
+            if !named.contains(&tag) {
+                let kind = "application/vnd.oci.image.index.v1+json";
+                let list = serde_json::json!({"schemaVersion": 2, "mediaType": kind, "manifests": listed});
+                then.push((tag, kind.to_owned(), list.to_string().into_bytes()));
+            }
+        }
+        for (name, kind, bytes) in first.into_iter().chain(then) {
+            self.push_manifest(repository, &name, &kind, bytes);
+        }
     }
 
     /// Pushes one blob.

@@ -1,0 +1,300 @@
+//! From material to findings: each item on its own, by every key and by the root.
+//!
+//! One good signature is enough, whatever lies beside it and in whichever format, so nothing that fails here
+//! ends anything: it becomes a [`Rejected`] with its reason.
+
+use sigstore_types::Artifact;
+use sigstore_types::ArtifactDigest;
+use sigstore_types::Bundle;
+use sigstore_types::DerCertificate;
+use sigstore_types::DigestBytes;
+use sigstore_types::DsseEnvelope;
+use sigstore_types::HashAlgorithm;
+use sigstore_types::SignatureBytes;
+use sigstore_types::SignatureContent;
+use sigstore_types::bundle::MessageSignature;
+use sigstore_types::bundle::VerificationMaterialContent;
+
+use crate::digest::Digest;
+use crate::trust::Limits;
+use crate::trust::certificate::Certificate;
+use crate::trust::endorsement::Endorsement;
+use crate::trust::endorsement::Rejected;
+use crate::trust::endorsement::Role;
+use crate::trust::key::PublicKey;
+use crate::trust::legacy::Annotations;
+use crate::trust::log::Signed;
+use crate::trust::material::Form;
+use crate::trust::material::Item;
+use crate::trust::material::Material;
+use crate::trust::message::Hash;
+use crate::trust::message::Message;
+use crate::trust::proof::Attached;
+use crate::trust::proof::Proof;
+use crate::trust::proof::Signer;
+use crate::trust::root::TrustedRoot;
+use crate::trust::statement::PAYLOAD_TYPE;
+use crate::trust::statement::SIGNATURE_PREDICATE;
+use crate::trust::statement::Statement;
+use crate::trust::statement::Subject;
+
+/// What holds about one manifest, and what does not.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// What holds.
+    pub endorsements: Vec<Endorsement>,
+    /// What does not.
+    pub rejected: Vec<Rejected>,
+}
+
+/// Checks everything in the material against the keys and the root. An item that several keys made is
+/// several endorsements.
+pub fn examine(
+    material: &Material,
+    manifest: &Digest,
+    keys: &[PublicKey],
+    root: &TrustedRoot,
+    limits: &Limits,
+) -> Findings {
+    let mut findings = Findings::default();
+    for item in material.items.iter().take(limits.signatures) {
+        Examination { about: Subject::Manifest(manifest), keys, root, limits, item, findings: &mut findings }.run();
+    }
+    findings.rejected.extend(material.unusable.iter().map(|unusable| Rejected {
+        found: unusable.found.clone(),
+        role: Role::Signature,
+        claimed: None,
+        predicate_type: None,
+        reason: unusable.why.clone(),
+    }));
+    findings
+}
+
+/// Checks bundles that are about a file and not about a manifest.
+pub fn examine_artifact(
+    material: &Material,
+    artifact: &Message<'_>,
+    keys: &[PublicKey],
+    root: &TrustedRoot,
+    limits: &Limits,
+) -> Findings {
+    let mut findings = Findings::default();
+    for item in material.items.iter().take(limits.signatures) {
+        Examination { about: Subject::Artifact(artifact), keys, root, limits, item, findings: &mut findings }.run();
+    }
+    findings
+}
+
+struct Examination<'a> {
+    about: Subject<'a>,
+    keys: &'a [PublicKey],
+    root: &'a TrustedRoot,
+    limits: &'a Limits,
+    item: &'a Item,
+    findings: &'a mut Findings,
+}
+
+/// What is known about an item while it is looked at.
+#[derive(Default)]
+struct Claims {
+    signer: Option<Signer>,
+    predicate_type: Option<String>,
+}
+
+impl Examination<'_> {
+    fn run(mut self) {
+        let mut claims = Claims::default();
+        let found = match self.item.form {
+            Form::SimpleSigning => self.simple_signing(&mut claims),
+            Form::Envelope => self.envelope(&mut claims),
+            Form::Bundle => self.bundle(&mut claims),
+        };
+        match found {
+            Ok(endorsements) => self.findings.endorsements.extend(endorsements),
+            Err(reason) => self.reject(claims, reason),
+        }
+    }
+
+    fn reject(&mut self, claims: Claims, reason: String) {
+        let is_attestation = match self.item.form {
+            Form::SimpleSigning => false,
+            Form::Envelope => true,
+            Form::Bundle => claims.predicate_type.as_deref().is_some_and(|kind| kind != SIGNATURE_PREDICATE),
+        };
+        self.findings.rejected.push(Rejected {
+            found: self.item.found.clone(),
+            role: if is_attestation { Role::Attestation } else { Role::Signature },
+            claimed: claims.signer,
+            predicate_type: claims.predicate_type,
+            reason,
+        });
+    }
+
+    /// Cosign's payload with its signature in an annotation.
+    fn simple_signing(&self, claims: &mut Claims) -> Result<Vec<Endorsement>, String> {
+        let Subject::Manifest(manifest) = self.about else { return Err("it is about a manifest only".into()) };
+        let payload = self.item.content.as_slice();
+        self.fits(payload.len(), self.limits.signature)?;
+        let annotations = Annotations::read(&self.item.annotations)?;
+        claims.signer = claimed(annotations.certificate.as_ref());
+        let signature = annotations.signature.as_deref().ok_or("it has no signature")?;
+        let message = Message::of(payload);
+        let signed = Signed::Message { message: &message, signature };
+        let attached = Attached { entries: &annotations.entries, timestamps: &annotations.timestamps };
+        let content = MessageSignature::new(SignatureBytes::from_bytes(signature));
+        let bundle = annotations.bundle(SignatureContent::MessageSignature(content));
+        let bundle = bundle.as_ref().map(|bundle| (bundle, Artifact::from_blob(payload)));
+        let proofs = self.prove(self.keys, signed, attached, bundle)?;
+        let endorse = |proof| Endorsement::of_payload(proof, payload, manifest, &self.item.found);
+        proofs.into_iter().map(endorse).collect()
+    }
+
+    /// A DSSE envelope with everything else in annotations.
+    fn envelope(&self, claims: &mut Claims) -> Result<Vec<Endorsement>, String> {
+        self.fits(self.item.content.len(), self.limits.attestation)?;
+        let envelope: DsseEnvelope = serde_json::from_slice(&self.item.content)
+            .map_err(|error| format!("the envelope is malformed: {error}"))?;
+        claims.predicate_type = Statement::claimed_type(envelope.payload.as_bytes());
+        let annotations = Annotations::read(&self.item.annotations)?;
+        claims.signer = claimed(annotations.certificate.as_ref());
+        let attached = Attached { entries: &annotations.entries, timestamps: &annotations.timestamps };
+        let bundle = annotations.bundle(SignatureContent::DsseEnvelope(envelope.clone()));
+        self.statement(&envelope, attached, bundle.as_ref(), self.keys)
+    }
+
+    /// A Sigstore bundle.
+    fn bundle(&self, claims: &mut Claims) -> Result<Vec<Endorsement>, String> {
+        self.fits(self.item.content.len(), self.limits.attestation)?;
+        let text = str::from_utf8(&self.item.content).map_err(|_| "the bundle is not text")?;
+        let bundle = Bundle::from_json(text).map_err(|error| format!("the bundle is malformed: {error}"))?;
+        let material = &bundle.verification_material;
+        claims.signer = claimed(bundle.signing_certificate());
+        // What names a certificate was not made by a key that is known otherwise.
+        let (keys, certified) = match &material.content {
+            VerificationMaterialContent::PublicKey(_) => (self.keys, None),
+            _ => (&[][..], Some(&bundle)),
+        };
+        let attached = Attached {
+            entries: &material.tlog_entries,
+            timestamps: &material.timestamp_verification_data.rfc3161_timestamps,
+        };
+        match &bundle.content {
+            SignatureContent::DsseEnvelope(envelope) => {
+                claims.predicate_type = Statement::claimed_type(envelope.payload.as_bytes());
+                self.statement(envelope, attached, certified, keys)
+            }
+            SignatureContent::MessageSignature(signature) => self.message(signature, attached, certified, keys),
+            _ => Err("the bundle holds neither an envelope nor a signature".into()),
+        }
+    }
+
+    fn statement(
+        &self,
+        envelope: &DsseEnvelope,
+        attached: Attached<'_>,
+        bundle: Option<&Bundle>,
+        keys: &[PublicKey],
+    ) -> Result<Vec<Endorsement>, String> {
+        if envelope.payload_type != PAYLOAD_TYPE {
+            return Err(format!("the payload is of type {:?}", envelope.payload_type));
+        }
+        let payload = envelope.payload.as_bytes();
+        if Statement::claimed_type(payload).as_deref() == Some(SIGNATURE_PREDICATE) {
+            self.fits(payload.len(), self.limits.signature)?;
+        }
+        let encoded = envelope.pae();
+        let message = Message::of(&encoded);
+        let signed = Signed::Envelope { message: &message, envelope };
+        let bundle = bundle.map(|bundle| Ok::<_, String>((bundle, self.artifact()?))).transpose()?;
+        let proofs = self.prove(keys, signed, attached, bundle)?;
+        proofs
+            .into_iter()
+            .map(|proof| Endorsement::of_statement(proof, payload, self.about, &self.item.found))
+            .collect()
+    }
+
+    /// A signature over the artifact itself. About a manifest it says nothing: that is what statements are for.
+    fn message(
+        &self,
+        content: &MessageSignature,
+        attached: Attached<'_>,
+        bundle: Option<&Bundle>,
+        keys: &[PublicKey],
+    ) -> Result<Vec<Endorsement>, String> {
+        let Subject::Artifact(artifact) = self.about else {
+            return Err("it is the signature of a file, not of a kit".into());
+        };
+        if let Some(said) = &content.message_digest {
+            let expected = hash(said.algorithm).and_then(|hash| artifact.digest(hash));
+            if expected != Some(said.digest.as_bytes()) {
+                return Err("it is the signature of something else".into());
+            }
+        }
+        let signed = Signed::Message { message: artifact, signature: content.signature.as_bytes() };
+        let bundle = bundle.map(|bundle| Ok::<_, String>((bundle, self.artifact()?))).transpose()?;
+        let proofs = self.prove(keys, signed, attached, bundle)?;
+        Ok(proofs.into_iter().map(|proof| Endorsement::of_artifact(proof, &self.item.found)).collect())
+    }
+
+    /// Every proof of who made the signature: by each key that did, and by the certificate that comes along.
+    fn prove(
+        &self,
+        keys: &[PublicKey],
+        signed: Signed<'_>,
+        attached: Attached<'_>,
+        bundle: Option<(&Bundle, Artifact<'_>)>,
+    ) -> Result<Vec<Proof>, String> {
+        let mut proofs = Vec::new();
+        let mut reasons = Vec::new();
+        for key in keys {
+            match Proof::by_key(key, signed, attached, self.root) {
+                Ok(proof) => proofs.extend(proof),
+                Err(why) => reasons.push(why),
+            }
+        }
+        match bundle {
+            Some((bundle, artifact)) => match Proof::by_certificate(bundle, artifact, self.root) {
+                Ok(proof) => proofs.push(proof),
+                Err(why) => reasons.push(why),
+            },
+            None if reasons.is_empty() => reasons.push("none of the keys that are trusted made it".into()),
+            None => {}
+        }
+        if proofs.is_empty() { Err(reasons.join("; ")) } else { Ok(proofs) }
+    }
+
+    /// The subject as the verifier of certificates takes it.
+    fn artifact(&self) -> Result<Artifact<'_>, String> {
+        let digest = |algorithm, bytes: &[u8]| {
+            let digest = ArtifactDigest::new(algorithm, DigestBytes::new(bytes.to_vec()));
+            digest.map(Artifact::Digest).map_err(|error| error.to_string())
+        };
+        match self.about {
+            Subject::Manifest(Digest::Sha256(bytes)) => digest(HashAlgorithm::Sha2256, bytes),
+            Subject::Manifest(Digest::Sha512(bytes)) => digest(HashAlgorithm::Sha2512, bytes),
+            Subject::Artifact(message) => match (message.content(), message.digest(Hash::Sha256)) {
+                (Some(content), _) => Ok(Artifact::from_blob(content)),
+                (None, Some(bytes)) => digest(HashAlgorithm::Sha2256, bytes),
+                (None, None) => Err("its SHA-256 is not known".into()),
+            },
+        }
+    }
+
+    fn fits(&self, len: usize, limit: u64) -> Result<(), String> {
+        if len as u64 <= limit { Ok(()) } else { Err(format!("it has {len} bytes, and at most {limit} are looked at")) }
+    }
+}
+
+fn hash(algorithm: HashAlgorithm) -> Option<Hash> {
+    match algorithm {
+        HashAlgorithm::Sha2256 => Some(Hash::Sha256),
+        HashAlgorithm::Sha2384 => Some(Hash::Sha384),
+        HashAlgorithm::Sha2512 => Some(Hash::Sha512),
+        _ => None,
+    }
+}
+
+/// Who a certificate that proves nothing yet claims to be.
+fn claimed(certificate: Option<&DerCertificate>) -> Option<Signer> {
+    Certificate::read(certificate?).ok().map(Signer::Certificate)
+}

@@ -1,0 +1,240 @@
+//! Public keys, and whether a signature by one of them holds over a message.
+//!
+//! A signature does not say which hash it was made with, so every one that real signers use with a kind
+//! of key is tried: cosign signs P-384 with SHA-384 and Ed25519 over a SHA-512 prehash (RFC 8032,
+//! Ed25519ph), older and other tools with SHA-256 and pure Ed25519. Nothing weaker than SHA-256 or than
+//! RSA with 2048 bits is tried.
+
+use aws_lc_rs::digest;
+use aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1;
+use aws_lc_rs::signature::ECDSA_P256_SHA384_ASN1;
+use aws_lc_rs::signature::ECDSA_P256_SHA512_ASN1;
+use aws_lc_rs::signature::ECDSA_P384_SHA256_ASN1;
+use aws_lc_rs::signature::ECDSA_P384_SHA384_ASN1;
+use aws_lc_rs::signature::ECDSA_P384_SHA512_ASN1;
+use aws_lc_rs::signature::ECDSA_P521_SHA256_ASN1;
+use aws_lc_rs::signature::ECDSA_P521_SHA384_ASN1;
+use aws_lc_rs::signature::ECDSA_P521_SHA512_ASN1;
+use aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA256;
+use aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA384;
+use aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA512;
+use aws_lc_rs::signature::RSA_PSS_2048_8192_SHA256;
+use aws_lc_rs::signature::RSA_PSS_2048_8192_SHA384;
+use aws_lc_rs::signature::RSA_PSS_2048_8192_SHA512;
+use aws_lc_rs::signature::UnparsedPublicKey;
+use aws_lc_rs::signature::VerificationAlgorithm;
+use ed25519_dalek::Signature as Ed25519Signature;
+use ed25519_dalek::VerifyingKey as Ed25519Key;
+use sha2::Digest as _;
+use sha2::Sha512;
+use sigstore_types::DerPublicKey;
+use x509_cert::der::Decode;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::spki::SubjectPublicKeyInfoRef;
+
+use crate::digest::Digest;
+use crate::trust::message::Hash;
+use crate::trust::message::Message;
+
+const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
+const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+
+/// A public key that somebody trusts.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    /// SubjectPublicKeyInfo (RFC 5280), DER.
+    spki: Vec<u8>,
+    /// The bits in it.
+    raw: Vec<u8>,
+    kind: KeyKind,
+}
+
+/// Kinds of keys that signatures are checked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// ECDSA on P-256.
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// ECDSA on P-521.
+    P521,
+    /// RSA with 2048 to 8192 bits.
+    Rsa,
+    /// Ed25519.
+    Ed25519,
+}
+
+impl PublicKey {
+    /// Reads a PEM `PUBLIC KEY`, as `cosign generate-key-pair` and `cosign public-key` write it.
+    pub fn from_pem(text: &[u8]) -> Result<Self, InvalidKey> {
+        let text = str::from_utf8(text).map_err(|_| InvalidKey::NoPem("it is not text".into()))?;
+        let der = DerPublicKey::from_pem(text).map_err(|error| InvalidKey::NoPem(error.to_string()))?;
+        Self::from_der(der.as_bytes())
+    }
+
+    /// Reads a DER SubjectPublicKeyInfo.
+    pub fn from_der(der: &[u8]) -> Result<Self, InvalidKey> {
+        let spki = SubjectPublicKeyInfoRef::from_der(der).map_err(|error| InvalidKey::Malformed(error.to_string()))?;
+        let raw = spki.subject_public_key.raw_bytes();
+        let kind = match spki.algorithm.oid {
+            EC_PUBLIC_KEY => {
+                let curve = spki.algorithm.parameters_oid().map_err(|error| InvalidKey::Malformed(error.to_string()))?;
+                let (kind, len) = match curve {
+                    P256 => (KeyKind::P256, 65),
+                    P384 => (KeyKind::P384, 97),
+                    P521 => (KeyKind::P521, 133),
+                    other => return Err(InvalidKey::Unsupported(format!("the curve {other}"))),
+                };
+                if raw.len() != len || raw.first() != Some(&4) {
+                    return Err(InvalidKey::Malformed("the point is not an uncompressed one of the curve".into()));
+                }
+                kind
+            }
+            RSA => {
+                let bits = modulus_bits(raw).map_err(|error| InvalidKey::Malformed(error.to_string()))?;
+                if !(2048..=8192).contains(&bits) {
+                    return Err(InvalidKey::Unsupported(format!("RSA with {bits} bits")));
+                }
+                KeyKind::Rsa
+            }
+            ED25519 => {
+                let point = raw.try_into().ok().and_then(|raw| Ed25519Key::from_bytes(raw).ok());
+                if point.is_none_or(|point| point.is_weak()) {
+                    return Err(InvalidKey::Malformed("it is no point that signs".into()));
+                }
+                KeyKind::Ed25519
+            }
+            other => return Err(InvalidKey::Unsupported(format!("the algorithm {other}"))),
+        };
+        Ok(Self { spki: der.to_vec(), raw: raw.to_vec(), kind })
+    }
+
+    /// What names the key: `key:sha256:` and the SHA-256 of its SubjectPublicKeyInfo in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        format!("key:{}", Digest::of(&self.spki))
+    }
+
+    /// SubjectPublicKeyInfo, DER.
+    pub fn spki(&self) -> &[u8] {
+        &self.spki
+    }
+
+    /// Which kind of key it is.
+    pub fn kind(&self) -> KeyKind {
+        self.kind
+    }
+
+    /// Whether the owner of the key signed this content, with any hash that goes with the key.
+    pub fn has_signed(&self, content: &[u8], signature: &[u8]) -> bool {
+        self.verifies(&Message::of(content), signature) == Holds::Yes
+    }
+
+    /// Whether the signature over the message is by this key, with any hash that goes with it.
+    pub(super) fn verifies(&self, message: &Message<'_>, signature: &[u8]) -> Holds {
+        if self.kind == KeyKind::Ed25519 {
+            return self.verifies_ed25519(message, signature);
+        }
+        // DER of the longest ECDSA signature has 141 bytes; RSA signatures are as long as the modulus.
+        if signature.len() > 1024 {
+            return Holds::No;
+        }
+        let holds = self.algorithms().iter().any(|(hash, algorithm)| {
+            let Some(digest) = message.digest(*hash) else { return false };
+            let Ok(digest) = digest::Digest::import_less_safe(digest, hash.algorithm()) else { return false };
+            UnparsedPublicKey::new(*algorithm, &self.raw).verify_digest(&digest, signature).is_ok()
+        });
+        Holds::from(holds)
+    }
+
+    fn verifies_ed25519(&self, message: &Message<'_>, signature: &[u8]) -> Holds {
+        let key = self.raw.as_slice().try_into().ok().and_then(|raw| Ed25519Key::from_bytes(raw).ok());
+        let (Some(key), Ok(signature)) = (key, Ed25519Signature::from_slice(signature)) else { return Holds::No };
+        let Some(content) = message.content() else { return Holds::Unknown };
+        let pure = key.verify_strict(content, &signature).is_ok();
+        let prehashed = || key.verify_prehashed_strict(Sha512::new_with_prefix(content), None, &signature).is_ok();
+        Holds::from(pure || prehashed())
+    }
+
+    fn algorithms(&self) -> &'static [(Hash, &'static dyn VerificationAlgorithm)] {
+        match self.kind {
+            KeyKind::P256 => &[
+                (Hash::Sha256, &ECDSA_P256_SHA256_ASN1),
+                (Hash::Sha384, &ECDSA_P256_SHA384_ASN1),
+                (Hash::Sha512, &ECDSA_P256_SHA512_ASN1),
+            ],
+            KeyKind::P384 => &[
+                (Hash::Sha384, &ECDSA_P384_SHA384_ASN1),
+                (Hash::Sha256, &ECDSA_P384_SHA256_ASN1),
+                (Hash::Sha512, &ECDSA_P384_SHA512_ASN1),
+            ],
+            KeyKind::P521 => &[
+                (Hash::Sha512, &ECDSA_P521_SHA512_ASN1),
+                (Hash::Sha256, &ECDSA_P521_SHA256_ASN1),
+                (Hash::Sha384, &ECDSA_P521_SHA384_ASN1),
+            ],
+            KeyKind::Rsa => &[
+                (Hash::Sha256, &RSA_PKCS1_2048_8192_SHA256),
+                (Hash::Sha256, &RSA_PSS_2048_8192_SHA256),
+                (Hash::Sha384, &RSA_PKCS1_2048_8192_SHA384),
+                (Hash::Sha384, &RSA_PSS_2048_8192_SHA384),
+                (Hash::Sha512, &RSA_PKCS1_2048_8192_SHA512),
+                (Hash::Sha512, &RSA_PSS_2048_8192_SHA512),
+            ],
+            KeyKind::Ed25519 => &[],
+        }
+    }
+}
+
+/// Whether a signature holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    Yes,
+    No,
+    /// The message itself is needed to tell, and only its digest is there.
+    Unknown,
+}
+
+impl From<bool> for Holds {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+}
+
+fn modulus_bits(raw: &[u8]) -> Result<usize, x509_cert::der::Error> {
+    use x509_cert::der::Reader;
+    use x509_cert::der::SliceReader;
+    use x509_cert::der::asn1::UintRef;
+    let mut reader = SliceReader::new(raw)?;
+    let modulus: UintRef<'_> = reader.sequence(|reader| {
+        let modulus = reader.decode()?;
+        reader.decode::<UintRef<'_>>()?;
+        Ok(modulus)
+    })?;
+    reader.finish(())?;
+    let unused = modulus.as_bytes().first().map_or(0, |byte| byte.leading_zeros() as usize);
+    Ok((modulus.as_bytes().len() * 8).saturating_sub(unused))
+}
+
+impl std::fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.fingerprint())
+    }
+}
+
+/// Why something is not a public key that signatures can be checked with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// No PEM, or of something else.
+    #[error("it is no PEM public key: {0}")]
+    NoPem(String),
+    /// Not the structure that it should be.
+    #[error("it is malformed: {0}")]
+    Malformed(String),
+    /// A kind of key that signatures are not checked with.
+    #[error("{0} is not supported")]
+    Unsupported(String),
+}

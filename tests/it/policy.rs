@@ -1,0 +1,381 @@
+//! Policies over kits that the real cosign signed: every row of the shared truth table that no flag can state, the
+//! places and the precedence of policies, and that a kit which is refused is refused everywhere.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::support::host;
+use crate::support::kitfs::{Kitfs, Output};
+use crate::support::registry::{Access, Registry};
+use crate::support::shared;
+
+/// The row of a table that states a policy in the abstract, and where its files are.
+struct Row {
+    name: String,
+    reference: String,
+    exit: i32,
+    policy: Value,
+}
+
+/// The folder of the signed kits, and the rows with a policy.
+fn rows() -> Option<(PathBuf, Vec<Row>)> {
+    let folder = shared::shared("fixtures/signed")?;
+    let table: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let rows = table["cases"].as_array().unwrap().iter().filter(|case| case["policy"].is_object()).map(|case| Row {
+        name: case["name"].as_str().unwrap().to_owned(),
+        reference: case["ref"].as_str().unwrap().to_owned(),
+        exit: i32::try_from(case["exit"].as_i64().unwrap()).unwrap(),
+        policy: case["policy"].clone(),
+    });
+    let rows: Vec<_> = rows.collect();
+    assert!(rows.len() > 30, "the table states policies");
+    Some((folder, rows))
+}
+
+/// Whether the condition on an attestation is written as a pointer or in Rego.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Pointer,
+    Rego,
+}
+
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// A policy of the table in kitfs's own format.
+fn toml(folder: &Path, policy: &Value, condition: Condition) -> String {
+    let file = |value: &Value| quoted(folder.join(value.as_str().unwrap()).to_str().unwrap());
+    let signer = |wanted: &Value| match &wanted["key"] {
+        Value::Null => format!(
+            "{{ identity = {}, issuer = {} }}",
+            quoted(wanted["identity"].as_str().unwrap()),
+            quoted(wanted["issuer"].as_str().unwrap())
+        ),
+        key => format!("{{ key = {} }}", file(key)),
+    };
+    let mut text = "version = 1\ndefault = \"deny\"\n[[rule]]\nmatch = \"**\"\n".to_owned();
+    if policy["trusted_root"].is_string() {
+        text += &format!("trusted_root = {}\n", file(&policy["trusted_root"]));
+    }
+    if let Some(signature) = policy.get("signature") {
+        text += &format!("[[rule.signature]]\nany = [{}]\n", signer(signature));
+        if let Some(log) = signature.get("log") {
+            text += &format!("log = {log}\n");
+        }
+        for (name, value) in signature["annotations"].as_object().into_iter().flatten() {
+            text += &format!("annotations.{} = {value}\n", quoted(name));
+        }
+    }
+    if let Some(attestation) = policy.get("attestation") {
+        let kind = &attestation["predicateType"];
+        text += &format!("[[rule.attestation]]\npredicate_type = {kind}\nany = [{}]\n", signer(attestation));
+        match (&attestation["where"], &attestation["rego"], condition) {
+            (_, rego @ Value::String(_), Condition::Rego) => text += &format!("rego = {}\n", file(rego)),
+            (Value::Object(wanted), ..) => {
+                text += &format!("where = [{{ pointer = {}, equals = {} }}]\n", wanted["pointer"], wanted["equals"]);
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+fn write(kitfs: &Kitfs, name: &str, text: &str) -> String {
+    let path = kitfs.path(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// `verify` of a row must end as the table says, and its document must say the same.
+fn check(row: &Row, output: &Output, complaints: &mut Vec<String>) {
+    if output.code != row.exit {
+        complaints.push(format!("{}: {} and not {}\n{output}", row.name, output.code, row.exit));
+        return;
+    }
+    let document = output.json();
+    let decision = if row.exit == 0 { "allow" } else { "deny" };
+    let held = document["ok"] == (row.exit == 0)
+        && document["policy"]["decision"] == decision
+        && document["policy"]["reasons"].as_array().is_some_and(|reasons| !reasons.is_empty());
+    if !held {
+        complaints.push(format!("{}: the document says otherwise\n{output}", row.name));
+    }
+    let status = if row.exit == 0 { "verified" } else { "unchecked" };
+    if !document["layers"].as_array().is_some_and(|layers| {
+        !layers.is_empty() && layers.iter().all(|layer| layer["status"] == status)
+    }) {
+        complaints.push(format!("{}: not every layer is {status}\n{output}", row.name));
+    }
+}
+
+#[test]
+fn every_policy_of_the_table_decides_as_the_table_says_from_the_layout() {
+    let Some((folder, rows)) = rows() else { return };
+    let kitfs = Kitfs::new();
+    let mut complaints = Vec::new();
+    for row in &rows {
+        for condition in [Condition::Pointer, Condition::Rego] {
+            if condition == Condition::Rego && !row.policy["attestation"]["rego"].is_string() {
+                continue;
+            }
+            let policy = write(&kitfs, "policy.toml", &toml(&folder, &row.policy, condition));
+            let arguments = ["verify", &row.reference, "--policy", &policy, "-o", "json"];
+            check(row, &kitfs.command(&arguments).current_directory(&folder).run(), &mut complaints);
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn every_policy_of_the_table_decides_the_same_in_a_registry_and_without_it_once_pulled() {
+    let Some((folder, rows)) = rows() else { return };
+    let Some(mut registry) = Registry::start(Access::Plain) else { return };
+    let kitfs = Kitfs::new();
+    let mut complaints = Vec::new();
+    let mut pushed = std::collections::BTreeMap::new();
+    for row in &rows {
+        let layout = row.reference.strip_prefix("oci:layouts/").unwrap().split(':').next().unwrap();
+        let reference = pushed.entry(layout.to_owned()).or_insert_with(|| {
+            let repository = format!("signed/{layout}");
+            registry.push_all(&folder.join("layouts").join(layout), &repository);
+            format!("{}/{repository}:1.0", registry.host())
+        });
+        let policy = write(&kitfs, &format!("{}.toml", row.name), &toml(&folder, &row.policy, Condition::Pointer));
+        let output = kitfs.run(&["verify", reference, "--policy", &policy, "-o", "json"]);
+        check(row, &output, &mut complaints);
+    }
+    for reference in pushed.values() {
+        // Without a policy: who pulls need not be who decides.
+        kitfs.run(&["pull", reference]).expect(0);
+    }
+    registry.stop();
+    for row in &rows {
+        let layout = row.reference.strip_prefix("oci:layouts/").unwrap().split(':').next().unwrap();
+        let policy = kitfs.path(&format!("{}.toml", row.name));
+        let output = kitfs.run(&["ls", &pushed[layout], "--policy", policy.to_str().unwrap()]);
+        if output.code != row.exit {
+            complaints.push(format!("{} without a registry: {} and not {}\n{output}", row.name, output.code, row.exit));
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+/// A policy that demands a signature by one of the table's keys.
+fn signed_by(folder: &Path, key: &str, mode: &str) -> String {
+    let key = folder.join("keys").join(key);
+    format!(
+        "version = 1\ndefault = \"deny\"\n[[rule]]\nmatch = \"oci:**\"\nmode = \"{mode}\"\n\
+         [[rule.signature]]\nany = [{{ key = {} }}]\n",
+        quoted(key.to_str().unwrap())
+    )
+}
+
+#[test]
+fn a_kit_that_is_refused_is_refused_by_every_command_and_nothing_of_it_is_left() {
+    let Some(folder) = shared::shared("fixtures/signed") else { return };
+    let kitfs = Kitfs::new();
+    let reference = format!("oci:{}:1.0", folder.join("layouts/unsigned").display());
+    let policy = write(&kitfs, "policy.toml", &signed_by(&folder, "p256.pub", "enforce"));
+    let target = kitfs.path("target");
+    let directory = kitfs.next_directory();
+    std::fs::create_dir(&directory).unwrap();
+    let (target, directory) = (target.to_str().unwrap(), directory.to_str().unwrap());
+    for command in [
+        &["verify", &reference][..],
+        &["pull", &reference],
+        &["ls", &reference],
+        &["cat", &reference, "Kitfile"],
+        &["export", &reference, target],
+        &["mount", &reference, directory],
+    ] {
+        let arguments = [command, &["--policy", &policy]].concat();
+        kitfs.run(&arguments).expect(6).says("refused by policy").says("not signed");
+    }
+    assert!(!Path::new(target).exists() || std::fs::read_dir(target).unwrap().next().is_none());
+    assert!(std::fs::read_dir(kitfs.path("cache/objects")).unwrap().next().is_none(), "something was fetched");
+    let shown = kitfs.run(&["inspect", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
+    assert_eq!(shown["signatures"], serde_json::json!([]));
+}
+
+#[test]
+fn a_policy_that_only_warns_lets_the_kit_through_and_says_so() {
+    let Some(folder) = shared::shared("fixtures/signed") else { return };
+    let kitfs = Kitfs::new();
+    let reference = format!("oci:{}:1.0", folder.join("layouts/unsigned").display());
+    let policy = write(&kitfs, "policy.toml", &signed_by(&folder, "p256.pub", "warn"));
+    let output = kitfs.run(&["verify", &reference, "--policy", &policy, "-o", "json"]).expect(0).says("not signed");
+    assert_eq!(output.json()["policy"]["decision"], "warn");
+    if host::can_mount() {
+        let mount = kitfs.mount_with(&reference, &["--policy", &policy]);
+        assert_eq!(mount.status()["policy"], "warn");
+        mount.unmount();
+    }
+}
+
+#[test]
+fn status_says_who_signed_and_a_new_worker_does_not_ask_again() {
+    let Some(folder) = shared::shared("fixtures/signed") else { return };
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let reference = format!("oci:{}:1.0", folder.join("layouts/sig-p256").display());
+    let policy = write(&kitfs, "policy.toml", &signed_by(&folder, "p256.pub", "enforce"));
+    let mount = kitfs.mount_with(&reference, &["--policy", &policy]);
+    let before = mount.status();
+    assert_eq!(before["policy"], "allow");
+    let signer = before["signers"][0].as_str().unwrap();
+    assert!(signer.starts_with("key:sha256:") && signer.len() == 11 + 64, "{signer}");
+    // A policy that refuses everything now is for the next mount.
+    std::fs::write(&policy, "version = 1\ndefault = \"deny\"\n").unwrap();
+    let worker = mount.process("pid");
+    // SAFETY: a plain system call on a process of this test's mount.
+    unsafe { libc::kill(worker, libc::SIGKILL) };
+    assert!(host::soon(20, || mount.status()["takeovers"] == 1), "nobody took over");
+    let after = mount.status();
+    assert_eq!((&after["policy"], &after["signers"]), (&before["policy"], &before["signers"]));
+    std::fs::read(mount.at("Kitfile")).expect("it is served on");
+    mount.unmount();
+    kitfs.run(&["ls", &reference, "--policy", &policy]).expect(6);
+}
+
+#[test]
+fn every_policy_must_allow_and_none_replaces_another() {
+    let Some(folder) = shared::shared("fixtures/signed") else { return };
+    let kitfs = Kitfs::new();
+    let reference = format!("oci:{}:1.0", folder.join("layouts/sig-p256").display());
+    let key = |name: &str| folder.join("keys").join(name).to_str().unwrap().to_owned();
+    let good = write(&kitfs, "good.toml", &signed_by(&folder, "p256.pub", "enforce"));
+    let other = write(&kitfs, "other.toml", &signed_by(&folder, "p256-other.pub", "enforce"));
+    let lax = write(&kitfs, "lax.toml", "version = 1\ndefault = \"allow\"\n");
+    for (arguments, exit) in [
+        (&["--policy", &good, "--key", &key("p256.pub")][..], 0),
+        (&["--policy", &good, "--key", &key("p256-other.pub")], 6),
+        (&["--policy", &other, "--key", &key("p256.pub")], 6),
+        (&["--policy", &lax, "--key", &key("p256-other.pub")], 6),
+        (&["--policy", &lax], 0),
+    ] {
+        let output = kitfs.run(&[&["verify", &reference][..], arguments].concat());
+        assert_eq!(output.code, exit, "{output}");
+    }
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_refuses_everything() {
+    let Some(folder) = shared::shared("fixtures/signed") else { return };
+    let kitfs = Kitfs::new();
+    let reference = format!("oci:{}:1.0", folder.join("layouts/sig-p256").display());
+    let directory = kitfs.next_directory();
+    std::fs::create_dir(&directory).unwrap();
+    for (text, why) in [
+        ("version = 1\n", "default"),
+        ("version = 2\ndefault = \"allow\"\n", "version"),
+        ("version = 1\ndefault = \"allow\"\nextra = 1\n", "extra"),
+        ("version = 1\ndefault = \"perhaps\"\n", "default"),
+        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/**\"\n[[rule]]\nmatch = \"a/**\"\n", "equally specific"),
+        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/b:v1\"\n", "without tag"),
+        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ key = \"absent.pub\" }]\n", "absent.pub"),
+        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ identity = \"x\" }]\n", "issuer"),
+        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nlog = true\n", "who"),
+        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\ntrusted_root = \"absent.json\"\n", "trusted_root"),
+        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.rego]]\nfile = \"absent.rego\"\n", "absent.rego"),
+        ("not TOML", "line 1"),
+    ] {
+        let policy = write(&kitfs, "policy.toml", text);
+        kitfs.run(&["policy", "check", &policy]).expect(2).says(why).says("policy.toml");
+        for command in [&["verify", &reference][..], &["mount", &reference, directory.to_str().unwrap()]] {
+            kitfs.run(&[command, &["--policy", &policy]].concat()).expect(2).says(why);
+        }
+    }
+    let absent = kitfs.path("absent.toml");
+    kitfs.run(&["ls", &reference, "--policy", absent.to_str().unwrap()]).expect(2).says("absent.toml");
+}
+
+#[test]
+fn explain_says_which_rule_and_which_condition() {
+    let Some(folder) = shared::shared("fixtures/signed") else { return };
+    let kitfs = Kitfs::new();
+    let policy = write(&kitfs, "policy.toml", &signed_by(&folder, "p256.pub", "enforce"));
+    for (layout, decision, ok) in [("sig-p256", "allow", true), ("sig-rsa2048", "deny", false), ("unsigned", "deny", false)] {
+        let reference = format!("oci:{}:1.0", folder.join("layouts").join(layout).display());
+        let explained = kitfs.run(&["policy", "explain", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
+        assert_eq!(explained["decision"], decision, "{explained}");
+        assert!(explained["rule"].as_str().unwrap().ends_with("rule oci:**"), "{explained}");
+        assert_eq!(explained["conditions"][0]["ok"], ok, "{explained}");
+        assert!(explained["conditions"][0]["what"].as_str().unwrap().contains("p256.pub"), "{explained}");
+        assert!(!explained["conditions"][0]["why"].as_str().unwrap().is_empty(), "{explained}");
+    }
+    let reference = format!("oci:{}:1.0", folder.join("layouts/unsigned").display());
+    let without = kitfs.run(&["policy", "explain", &reference, "-o", "json"]).expect(0).json();
+    assert_eq!(without, serde_json::json!({"decision": "none", "rule": null, "conditions": []}));
+}
+
+/// A public key that nobody has the private half of: examples need one to name.
+const SOME_KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEFpYxy3ZfZfynG9eF8e5AxQp76fK8\n\
+    M96G0SmdxmEhAEnjlWabcYZdg2lbKJHIrDocHq4e0hq3+3AdNdEYxwirhQ==\n-----END PUBLIC KEY-----\n";
+/// Another.
+const OTHER_KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEJiG6/yGsBk/1+q3tHQT5tIBcfC47\n\
+    5pm6sYE2bAlBVhcxjzCuyM9uEEewycHUIa6N9xUsi6D9bvxqRT1/6UyEwg==\n-----END PUBLIC KEY-----\n";
+
+#[test]
+fn every_example_of_the_documentation_is_what_it_says() {
+    let kitfs = Kitfs::new();
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/policy.md")).unwrap();
+    let folder = kitfs.path("examples");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("release.pub"), SOME_KEY).unwrap();
+    std::fs::write(folder.join("scanner.pub"), OTHER_KEY).unwrap();
+    std::fs::write(folder.join("root.json"), kitfs::trust::TrustedRoot::embedded().unwrap().json()).unwrap();
+    let mut names = Vec::new();
+    for block in text.split("```").skip(1).step_by(2) {
+        let (_, block) = block.split_once("\n# ").expect("an example starts with the name of its file");
+        let (name, content) = block.split_once('\n').unwrap();
+        std::fs::write(folder.join(name), content).unwrap();
+        names.push(name.to_owned());
+    }
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names.iter().filter(|name| name.ends_with(".toml")) {
+        let path = folder.join(name);
+        let command = if name == "tests.toml" { "test" } else { "check" };
+        kitfs.run(&["policy", command, path.to_str().unwrap()]).expect(0);
+    }
+}
+
+#[test]
+fn cases_that_do_not_hold_are_told() {
+    let kitfs = Kitfs::new();
+    write(&kitfs, "some.pub", SOME_KEY);
+    write(&kitfs, "other.pub", OTHER_KEY);
+    write(
+        &kitfs,
+        "policy.toml",
+        "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"ghcr.io/**\"\nparents = [\"ghcr.io/base/*\"]\nreferences = \"digest\"\n\
+         [[rule.signature]]\nany = [{ key = \"some.pub\" }, { key = \"other.pub\" }]\nat_least = 2\n\
+         [[rule.signature]]\nall = [{ key = \"some.pub\" }]\nlog = true\n",
+    );
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let signed = "signature = [{ key = \"some.pub\", logged_at = \"2026-01-01T00:00:00Z\" }, { key = \"other.pub\" }]";
+    let cases = write(
+        &kitfs,
+        "cases.toml",
+        &format!(
+            "version = 1\npolicy = \"policy.toml\"\n\
+             [[case]]\nname = \"good\"\nreference = \"ghcr.io/a@{digest}\"\nexpect = \"allow\"\n{signed}\n\
+             [[case]]\nname = \"by tag\"\nreference = \"ghcr.io/a:v1\"\nexpect = \"deny\"\nbecause = \"is a tag\"\n{signed}\n\
+             [[case]]\nname = \"base\"\nreference = \"ghcr.io/a@{digest}\"\nexpect = \"deny\"\nparent = \"docker.io/x:v1\"\n{signed}\n\
+             [[case]]\nname = \"one\"\nreference = \"ghcr.io/a@{digest}\"\nexpect = \"deny\"\nbecause = \"by 1 of them\"\nsignature = [{{ key = \"other.pub\" }}]\n\
+             [[case]]\nname = \"elsewhere\"\nreference = \"quay.io/a:v1\"\nexpect = \"allow\"\n\
+             [[case]]\nname = \"wrong\"\nreference = \"ghcr.io/a:v1\"\nexpect = \"allow\"\n"
+        ),
+    );
+    let output = kitfs.run(&["policy", "test", &cases, "-o", "json"]).expect(1).says("1 of 6 cases");
+    let document = output.json();
+    assert_eq!(document["ok"], false);
+    let bad: Vec<_> = document["cases"].as_array().unwrap().iter().filter(|case| case["ok"] == false).collect();
+    assert_eq!(bad.len(), 1, "{document}");
+    assert_eq!((&bad[0]["name"], &bad[0]["decision"]), (&Value::from("wrong"), &Value::from("deny")));
+}

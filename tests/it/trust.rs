@@ -1,0 +1,298 @@
+//! Signatures of the real cosign against a private Sigstore: what holds, found in a layout and in a registry.
+//!
+//! The truth table stands in `fixtures/signed/cases.json`. Here its rows are asked of the library, with what a policy
+//! would demand of them; what the commands do with policies is tested with the policies.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kitfs::buffers::Buffers;
+use kitfs::digest::Digest;
+use kitfs::reference::Reference;
+use kitfs::source::{Options, Source};
+use kitfs::trust::{
+    Certificate, Endorsement, Findings, Kind, Limits, Material, PublicKey, Signer, TrustedRoot, examine,
+};
+use regex::Regex;
+use serde_json::Value;
+
+use crate::support::kitfs::Kitfs;
+use crate::support::registry::{Access, Registry};
+use crate::support::shared::shared;
+
+/// The table, and where it stands.
+struct Table {
+    folder: PathBuf,
+    cases: Vec<Value>,
+}
+
+impl Table {
+    fn open() -> Option<Self> {
+        let folder = shared("fixtures/signed")?;
+        let text = std::fs::read(folder.join("cases.json")).unwrap();
+        let table: Value = serde_json::from_slice(&text).unwrap();
+        Some(Self { folder, cases: table["cases"].as_array().unwrap().clone() })
+    }
+
+    /// The rows about kits whose signatures decide alone.
+    fn about_kits(&self) -> impl Iterator<Item = Row<'_>> {
+        let other = ["content", "arguments", "blob", "generated"];
+        let rows = self.cases.iter().filter(move |case| !other.contains(&case["kind"].as_str().unwrap()));
+        rows.map(|case| Row { case, folder: &self.folder })
+    }
+}
+
+/// One row about a kit.
+struct Row<'a> {
+    case: &'a Value,
+    folder: &'a Path,
+}
+
+/// Whom a row asks for.
+enum Wanted {
+    Key(String),
+    Holder(Regex, Regex),
+}
+
+impl Row<'_> {
+    fn name(&self) -> &str {
+        self.case["name"].as_str().unwrap()
+    }
+
+    fn layout(&self) -> (&str, &str) {
+        let reference = self.case["ref"].as_str().unwrap().strip_prefix("oci:layouts/").unwrap();
+        let at = reference.find([':', '@']).unwrap();
+        reference.split_at(at)
+    }
+
+    fn reference(&self) -> String {
+        let (layout, version) = self.layout();
+        format!("oci:{}{version}", self.folder.join("layouts").join(layout).display())
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = (&str, &str)> {
+        let arguments = self.case["args"].as_array().unwrap();
+        arguments.chunks(2).map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap()))
+    }
+
+    fn key(&self, path: &str) -> PublicKey {
+        PublicKey::from_pem(&std::fs::read(self.folder.join(path)).unwrap()).unwrap()
+    }
+
+    /// All keys of the instance, as if they all were trusted: who made what must come out right.
+    fn keys(&self) -> Vec<PublicKey> {
+        ["ed25519", "p256-other", "p256", "p384", "rsa2048"].map(|name| self.key(&format!("keys/{name}.pub"))).into()
+    }
+
+    fn root(&self) -> TrustedRoot {
+        let given = self.arguments().find(|(name, _)| *name == "--trusted-root").map(|(_, file)| file);
+        match given.or(self.case["policy"]["trusted_root"].as_str()) {
+            Some(file) => TrustedRoot::from_file(&self.folder.join(file)).unwrap(),
+            None => TrustedRoot::embedded().unwrap(),
+        }
+    }
+
+    /// Whom the flags ask for: any of them.
+    fn wanted(&self) -> Vec<Wanted> {
+        let (mut wanted, mut identity, mut issuer) = (Vec::new(), None, None);
+        let whole = |text: &str| Regex::new(&format!(r"\A(?:{text})\z")).unwrap();
+        for (name, value) in self.arguments() {
+            match name {
+                "--key" => wanted.push(Wanted::Key(self.key(value).fingerprint())),
+                "--certificate-identity" => identity = Some(whole(&regex::escape(value))),
+                "--certificate-identity-regexp" => identity = Some(whole(value)),
+                "--certificate-oidc-issuer" => issuer = Some(whole(&regex::escape(value))),
+                "--certificate-oidc-issuer-regexp" => issuer = Some(whole(value)),
+                _ => {}
+            }
+        }
+        wanted.extend(identity.zip(issuer).map(|(identity, issuer)| Wanted::Holder(identity, issuer)));
+        wanted
+    }
+
+    fn is_by(&self, block: &Value, endorsement: &Endorsement) -> bool {
+        match (block["key"].as_str(), endorsement.signer()) {
+            (Some(key), signer) => signer.name() == self.key(key).fingerprint(),
+            (None, Signer::Certificate(Certificate { identity, issuer, .. })) => {
+                block["identity"] == identity.as_str() && block["issuer"] == issuer.as_str()
+            }
+            (None, Signer::Key { .. }) => false,
+        }
+    }
+
+    /// What the row's flags and its policy say to what was found.
+    fn accepts(&self, findings: &Findings) -> bool {
+        let signatures = || findings.endorsements.iter().filter(|endorsement| *endorsement.kind() == Kind::Signature);
+        let wanted = self.wanted();
+        let by_flags = wanted.is_empty() || signatures().any(|it| wanted.iter().any(|wanted| wanted.is(it)));
+        let signature = &self.case["policy"]["signature"];
+        let by_signature = signature.is_null()
+            || signatures().any(|it| {
+                let annotations: BTreeMap<String, String> =
+                    serde_json::from_value(signature["annotations"].clone()).unwrap_or_default();
+                self.is_by(signature, it)
+                    && (signature["log"] != true || it.log().is_some())
+                    && annotations.iter().all(|(name, value)| it.annotations().get(name) == Some(value))
+            });
+        let attestation = &self.case["policy"]["attestation"];
+        let by_attestation = attestation.is_null()
+            || findings.endorsements.iter().any(|it| {
+                let Some(statement) = it.attestation() else { return false };
+                let condition = &attestation["where"];
+                attestation["predicateType"] == statement.predicate_type.as_str()
+                    && self.is_by(attestation, it)
+                    && (condition.is_null()
+                        || statement.raw.pointer(condition["pointer"].as_str().unwrap()) == Some(&condition["equals"]))
+            });
+        by_flags && by_signature && by_attestation
+    }
+}
+
+impl Wanted {
+    fn is(&self, endorsement: &Endorsement) -> bool {
+        match (self, endorsement.signer()) {
+            (Self::Key(wanted), Signer::Key { fingerprint }) => wanted == fingerprint,
+            (Self::Holder(wanted, by), Signer::Certificate(Certificate { identity, issuer, .. })) => {
+                wanted.is_match(identity) && by.is_match(issuer)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Looks for what lies beside a kit.
+async fn collect(reference: &str) -> (Digest, Material) {
+    let reference: Reference = reference.parse().unwrap();
+    let timeout = Duration::from_secs(20);
+    let options = Options { plain_http: false, ca_cert: Vec::new(), registry_config: None, timeout };
+    let source = Source::open(&reference, &options, &Buffers::new(1)).await.unwrap();
+    let digest = source.resolve().await.unwrap();
+    (digest, Material::collect(&source, &digest, &Limits::default()).await.unwrap())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Goes through the rows; `place` says where a row's kit is.
+fn check(table: &Table, place: impl Fn(&Row<'_>) -> String) {
+    let runtime = runtime();
+    let (mut wrong, mut asked) = (Vec::new(), 0);
+    for row in table.about_kits() {
+        let (digest, material) = runtime.block_on(collect(&place(&row)));
+        // What is stored beside a kit is what was found.
+        let material = Material::of_bytes(&material.encode().unwrap()).unwrap();
+        let findings = examine(&material, &digest, &row.keys(), &row.root(), &Limits::default());
+        let (accepts, expected) = (row.accepts(&findings), &row.case["expect"]);
+        asked += 1;
+        if *expected != "either" && accepts != (*expected == "accept") {
+            let rejected: Vec<_> = findings.rejected.iter().map(|it| format!("{}: {}", it.found, it.reason)).collect();
+            let held: Vec<_> = findings.endorsements.iter().map(|it| (it.signer().name(), it.log().is_some())).collect();
+            wrong.push(format!("{}: should {expected}; held {held:?}; rejected {rejected:?}", row.name()));
+        }
+    }
+    assert!(asked > 100, "{asked} rows");
+    assert!(wrong.is_empty(), "{} of {asked} rows are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn the_truth_table_holds_in_layouts() {
+    let Some(table) = Table::open() else { return };
+    check(&table, |row| row.reference());
+}
+
+#[test]
+fn the_truth_table_holds_in_a_registry() {
+    let Some(table) = Table::open() else { return };
+    let Some(registry) = Registry::start(Access::Plain) else { return };
+    let mut pushed = std::collections::BTreeSet::new();
+    for row in table.about_kits() {
+        let (layout, _) = row.layout();
+        if pushed.insert(layout.to_owned()) {
+            registry.push_all(&table.folder.join("layouts").join(layout), layout);
+        }
+    }
+    check(&table, |row| {
+        let (layout, version) = row.layout();
+        format!("{}/{layout}{version}", registry.host())
+    });
+}
+
+#[test]
+fn bundles_of_files_hold_for_the_right_file_and_signer() {
+    let Some(table) = Table::open() else { return };
+    let kitfs = Kitfs::new();
+    for case in table.cases.iter().filter(|case| case["kind"] == "blob") {
+        let mut arguments = vec!["verify-bundle"];
+        arguments.extend(case["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()));
+        let exit = case["exit"].as_i64().unwrap() as i32;
+        eprintln!("{}", case["name"]);
+        kitfs.command(&arguments).current_directory(&table.folder).run().expect(exit);
+    }
+}
+
+#[test]
+fn extensions_of_a_certificate_can_be_read() {
+    let Some(table) = Table::open() else { return };
+    let row = table.about_kits().find(|row| row.name() == "keyless-github").unwrap();
+    let (digest, material) = runtime().block_on(collect(&row.reference()));
+    let findings = examine(&material, &digest, &[], &row.root(), &Limits::default());
+    let [endorsement] = &findings.endorsements[..] else { panic!("{findings:?}") };
+    let Signer::Certificate(certificate) = endorsement.signer() else { panic!("{endorsement:?}") };
+    assert_eq!(certificate.extensions["source_repository_uri"], "https://github.com/acme/models");
+    assert!(certificate.extensions.contains_key("build_trigger"), "{certificate:?}");
+    assert!(endorsement.logged_at().is_some());
+    assert_eq!(endorsement.subject(), Some(&digest));
+}
+
+#[test]
+fn a_thousand_bad_signatures_take_no_time() {
+    let Some(table) = Table::open() else { return };
+    let row = table.about_kits().find(|row| row.name() == "sig-p256").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let layout = folder.path().join("layout");
+    repeat_signature(&table.folder.join("layouts/sig-p256"), &layout, 1000);
+    let (digest, material) = runtime().block_on(collect(&format!("oci:{}:1.0", layout.display())));
+    let started = Instant::now();
+    let findings = examine(&material, &digest, &row.keys(), &row.root(), &Limits::default());
+    assert!(findings.endorsements.is_empty());
+    assert!(findings.rejected.iter().any(|it| it.reason.contains("at most 256")), "{:?}", findings.rejected.last());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+/// Copies a layout and puts `count` signatures that do not hold in place of the one there.
+fn repeat_signature(from: &Path, to: &Path, count: usize) {
+    use base64::Engine as _;
+    let blobs = to.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    for blob in std::fs::read_dir(from.join("blobs/sha256")).unwrap().flatten() {
+        std::fs::copy(blob.path(), blobs.join(blob.file_name())).unwrap();
+    }
+    let mut index: Value = serde_json::from_slice(&std::fs::read(from.join("index.json")).unwrap()).unwrap();
+    for descriptor in index["manifests"].as_array_mut().unwrap() {
+        let name = descriptor["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap_or_default();
+        if !name.ends_with(".sig") {
+            continue;
+        }
+        let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
+        let mut manifest: Value = serde_json::from_slice(&std::fs::read(blobs.join(&digest)).unwrap()).unwrap();
+        let layer = manifest["layers"][0].clone();
+        let layers = (0..count).map(|number| {
+            let mut layer = layer.clone();
+            let noise = format!("{:?}", Digest::of(&number.to_le_bytes()));
+            let noise = base64::engine::general_purpose::STANDARD.encode(&noise.as_bytes()[..70]);
+            layer["annotations"]["dev.cosignproject.cosign/signature"] = noise.into();
+            layer
+        });
+        manifest["layers"] = layers.collect();
+        let bytes = manifest.to_string().into_bytes();
+        let digest = Digest::of(&bytes);
+        std::fs::write(blobs.join(digest.hex()), &bytes).unwrap();
+        descriptor["digest"] = digest.to_string().into();
+        descriptor["size"] = bytes.len().into();
+    }
+    std::fs::write(to.join("index.json"), index.to_string()).unwrap();
+    std::fs::write(to.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
