@@ -3,6 +3,7 @@
 //! One good signature is enough, whatever lies beside it and in whichever format, so nothing that fails here
 //! ends anything: it becomes a [`Rejected`] with its reason.
 
+use serde_json::Value;
 use sigstore_types::Artifact;
 use sigstore_types::ArtifactDigest;
 use sigstore_types::Bundle;
@@ -21,6 +22,7 @@ use crate::trust::certificate::Certificate;
 use crate::trust::endorsement::Endorsement;
 use crate::trust::endorsement::Rejected;
 use crate::trust::endorsement::Role;
+use crate::trust::json;
 use crate::trust::key::PublicKey;
 use crate::trust::legacy::Annotations;
 use crate::trust::log::Signed;
@@ -165,8 +167,7 @@ impl Examination<'_> {
     /// A Sigstore bundle.
     fn bundle(&self, claims: &mut Claims) -> Result<Vec<Endorsement>, String> {
         self.fits(self.item.content.len(), self.limits.attestation)?;
-        let text = str::from_utf8(&self.item.content).map_err(|_| "the bundle is not text")?;
-        let bundle = Bundle::from_json(text).map_err(|error| format!("the bundle is malformed: {error}"))?;
+        let bundle = read_bundle(&self.item.content)?;
         let material = &bundle.verification_material;
         claims.signer = claimed(bundle.signing_certificate());
         // What names a certificate was not made by a key that is known otherwise.
@@ -282,6 +283,38 @@ impl Examination<'_> {
 
     fn fits(&self, len: usize, limit: u64) -> Result<(), String> {
         if len as u64 <= limit { Ok(()) } else { Err(format!("it has {len} bytes, and at most {limit} are looked at")) }
+    }
+}
+
+/// The statement in a bundle, before anything about it is proved: it says what to ask for.
+pub(super) fn statement_of(content: &[u8], limits: &Limits) -> Result<Value, String> {
+    if content.len() as u64 > limits.attestation {
+        return Err(format!("it has {} bytes, and at most {} are looked at", content.len(), limits.attestation));
+    }
+    match read_bundle(content)?.content {
+        SignatureContent::DsseEnvelope(envelope) => {
+            json::strict(envelope.payload.as_bytes()).map_err(|error| format!("the statement is malformed: {error}"))
+        }
+        _ => Err("the bundle holds no statement".into()),
+    }
+}
+
+/// Reads a bundle. In protobuf's JSON null is the same as absence, and some writers make use of that.
+fn read_bundle(content: &[u8]) -> Result<Bundle, String> {
+    let malformed = |error: &dyn std::fmt::Display| format!("the bundle is malformed: {error}");
+    let mut value = json::strict(content).map_err(|error| malformed(&error))?;
+    drop_nulls(&mut value);
+    Bundle::from_json(&value.to_string()).map_err(|error| malformed(&error))
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

@@ -190,8 +190,7 @@ impl Registry {
     }
 
     /// Pushes everything in a layout under the names that it has there, as a client does that knows of
-    /// signatures: what refers to another manifest is listed under the fallback tag too. Manifests that lack a
-    /// blob are left out.
+    /// signatures: what refers to another manifest is listed under the fallback tag too.
     pub fn push_all(&self, layout: &Path, repository: &str) {
         let read = |digest: &str| std::fs::read(layout.join("blobs").join(digest.replace(':', "/"))).ok();
         let index = std::fs::read(layout.join("index.json")).expect("a layout");
@@ -199,7 +198,8 @@ impl Registry {
         let mut referrers: BTreeMap<String, Vec<Value>> = BTreeMap::new();
         let mut named = BTreeSet::new();
         let (mut first, mut then) = (Vec::new(), Vec::new());
-        for descriptor in index["manifests"].as_array().expect("manifests") {
+        let mut open = index["manifests"].as_array().expect("manifests").clone();
+        while let Some(descriptor) = open.pop() {
             let digest = descriptor["digest"].as_str().expect("a digest");
             let name = descriptor["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap_or(digest);
             let bytes = read(digest).expect("the layout holds what it lists");
@@ -207,13 +207,14 @@ impl Registry {
             let kind = manifest["mediaType"].as_str().or(descriptor["mediaType"].as_str()).expect("a media type");
             named.insert(name.to_owned());
             let push = (name.to_owned(), kind.to_owned(), bytes);
-            if manifest["manifests"].is_array() {
+            if let Some(listed) = manifest["manifests"].as_array() {
+                open.extend(listed.iter().cloned());
                 then.push(push);
                 continue;
             }
             let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
-            let parts: Vec<_> = layers.iter().chain([&manifest["config"]]).map(|part| part["digest"].as_str()).collect();
-            for digest in parts.into_iter().flatten() {
+            let parts = layers.iter().chain([&manifest["config"]]).map(|part| part["digest"].as_str());
+            for digest in parts.flatten() {
                 self.push_blob(repository, digest, read(digest).expect("the layout holds what its manifests name"));
             }
             if let Some(subject) = manifest["subject"]["digest"].as_str() {
