@@ -155,7 +155,7 @@ impl<'a> Chain<'a> {
         let event = Event::Decision {
             kit: audit::Kit { reference: name.reference.clone(), digest: *decision.digest() },
             verdict: decision.verdict().name().into(),
-            rule: (!decision.rules().is_empty()).then(|| decision.rules().join("; ")),
+            rules: decision.rules().to_vec(),
             identities: decision.signers().to_vec(),
             reasons: decision.reasons().to_vec(),
         };

@@ -1,6 +1,6 @@
 //! The content store of one host or user, shared by all its mounts and processes.
 //!
-//! What comes out is [`Unverified`], or a [`Witness`] that proves a file before it is read: the disk is
+//! What comes out is [`Unverified`], or a [`Witness`](crate::verify::Witness) that proves a file before it is read: the disk is
 //! not trusted. What goes in is proved. Opening is O(1); nothing is scanned on the way to a mount.
 //!
 //! # On disk

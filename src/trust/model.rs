@@ -290,6 +290,12 @@ enum Hasher {
     Blake3(Box<blake3::Hasher>),
 }
 
+impl std::fmt::Debug for PartCheck<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartCheck").field("part", &self.part).finish_non_exhaustive()
+    }
+}
+
 impl PartCheck<'_> {
     /// Takes the next bytes, in order.
     pub fn update(&mut self, piece: &Verified<Bytes>) {
