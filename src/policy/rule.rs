@@ -318,7 +318,7 @@ impl SignatureBlock {
                 signers.extend(satisfied);
                 Condition::met(what, format!("signed by {why}"))
             }
-            Err(why) => Condition::missed(what, because(evidence, Kind::Signature, "signed", &why, misses)),
+            Err(why) => Condition::missed(what, because(evidence, Kind::Signature, "signed", &why, signed.len(), misses)),
         }
     }
 
@@ -370,7 +370,7 @@ impl AttestationBlock {
                 let why = satisfied.iter().map(Signer::to_string).collect::<Vec<_>>().join(", ");
                 Condition::met(what, format!("attested by {why}"))
             }
-            Err(why) => Condition::missed(what, because(evidence, Kind::Attestation, "attested", &why, misses)),
+            Err(why) => Condition::missed(what, because(evidence, Kind::Attestation, "attested", &why, signed.len(), misses)),
         }
     }
 
@@ -419,8 +419,15 @@ fn said_at(attestation: &Attestation) -> Result<Option<Timestamp>, String> {
     }
 }
 
-/// Why nothing that was found is enough.
-fn because(evidence: &Evidence, kind: Kind, done: &str, why: &str, mut misses: Vec<String>) -> String {
+/// Why what was found is not enough: `counted` signers, and what does not count.
+fn because(
+    evidence: &Evidence,
+    kind: Kind,
+    done: &str,
+    why: &str,
+    counted: usize,
+    mut misses: Vec<String>,
+) -> String {
     for rejected in evidence.rejected.iter().filter(|rejected| rejected.kind == kind) {
         misses.push(match &rejected.signer {
             Some(signer) => format!("{signer}: {}", rejected.why),
@@ -433,8 +440,9 @@ fn because(evidence: &Evidence, kind: Kind, done: &str, why: &str, mut misses: V
     if more > 0 {
         misses.push(format!("and {more} more"));
     }
-    match misses.is_empty() {
-        true => format!("not {done}"),
-        false => format!("{done} {why}: {}", misses.join("; ")),
+    match (counted, misses.is_empty()) {
+        (0, true) => format!("not {done}"),
+        (_, true) => format!("{done} {why}"),
+        (_, false) => format!("{done} {why}: {}", misses.join("; ")),
     }
 }

@@ -171,25 +171,26 @@ impl<'a> Chain<'a> {
     }
 
     /// What lies beside a manifest, by its source; where that cannot be reached, what it said last.
-    async fn material(&self, candidate: &Candidate) -> Result<Material, ResolveError> {
+    async fn material(&mut self, candidate: &Candidate) -> Result<Material, ResolveError> {
         let Query { freshness, limits, .. } = *self.query;
         let (digest, store) = (candidate.digest, &self.workshop.store);
-        let is_local = !matches!(candidate.source.pinned(&digest), Reference::Registry(_));
-        let kept = || store.material(&digest).and_then(|bytes| Material::of_bytes(&bytes).ok());
+        let at = candidate.source.pinned(&digest);
+        let (place, is_local) = (at.to_string(), !matches!(at, Reference::Registry(_)));
+        let kept = || store.material(&place).and_then(|bytes| Material::of_bytes(&bytes).ok());
         if freshness == Freshness::Offline && !is_local {
             return kept().ok_or_else(|| ResolveError::NeverAsked { reference: candidate.reference.clone() });
         }
         match Material::collect(&candidate.source, &digest, limits).await {
             Ok(material) => {
                 let stored = material.encode().map_err(std::io::Error::other);
-                if let Err(error) = stored.and_then(|bytes| store.keep_material(&digest, &bytes)) {
+                if let Err(error) = stored.and_then(|bytes| store.keep_material(&place, &bytes)) {
                     tracing::warn!(%digest, %error, "cannot keep signatures");
                 }
                 Ok(material)
             }
             Err(error) if error.fault() == Fault::Unreachable && freshness == Freshness::Prefer => {
                 let Some(kept) = kept() else { return Err(error.into()) };
-                tracing::warn!(%digest, %error, "signatures are those that were seen last");
+                self.warnings.push(format!("signatures of {} are those that were seen last", candidate.reference));
                 Ok(kept)
             }
             Err(error) => Err(error.into()),

@@ -10,7 +10,7 @@
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
 //!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
 //!                                  read (`tar+gzip`); its mtime is its last use
-//!       material/<alg>-<hex>       sealed: the signatures found beside a manifest, by its digest
+//!       material/<hex>             sealed: what lay beside a manifest; named by the SHA-256 of its reference
 //!       objects/ab/<hex>           contents of files, by their fs-verity digest, 0400
 //!       records/ab/<hex>           sealed: the stamp under which a large object was proved whole
 //!       tags/<hex>                 sealed: the digest last seen for a tag; named by the SHA-256 of the reference

@@ -194,7 +194,7 @@ fn a_kit_that_is_refused_is_refused_by_every_command_and_nothing_of_it_is_left()
         kitfs.run(&arguments).expect(6).says("refused by policy").says("not signed");
     }
     assert!(!Path::new(target).exists() || std::fs::read_dir(target).unwrap().next().is_none());
-    assert!(std::fs::read_dir(kitfs.path("cache/objects")).unwrap().next().is_none(), "something was fetched");
+    assert!(std::fs::read_dir(kitfs.path("cache/v1/objects")).unwrap().next().is_none(), "something was fetched");
     let shown = kitfs.run(&["inspect", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
     assert_eq!(shown["signatures"], serde_json::json!([]));
 }
