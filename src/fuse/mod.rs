@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
@@ -101,11 +101,7 @@ impl Adapter {
 
     /// The entries of a directory behind cookie `offset`: itself, its parent, its children. A cookie
     /// is a position in the tree, so it means the same to every process that serves this kit.
-    fn entries(
-        &self,
-        directory: INodeNo,
-        offset: u64,
-    ) -> Result<impl Iterator<Item = (u64, Inode, &OsStr)>, Errno> {
+    fn entries(&self, directory: INodeNo, offset: u64) -> Result<impl Iterator<Item = (u64, Inode, &OsStr)>, Errno> {
         let tree = self.fs.tree();
         let directory = Inode(directory.0);
         let node = tree.node(directory).ok_or(Errno::ENOENT)?;

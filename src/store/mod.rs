@@ -93,7 +93,8 @@ impl Store {
 
     /// The index of a layer that was proved here, if its seal is whole and it is about that layer.
     pub fn index(&self, layer: &Digest, reading: Reading) -> Option<Verified<Index>> {
-        self.index_file(&index_name(layer, reading)).filter(|index| index.layer() == layer && index.reading() == reading)
+        self.index_file(&index_name(layer, reading))
+            .filter(|index| index.layer() == layer && index.reading() == reading)
     }
 
     /// The index in a file of that name, if its seal is whole.

@@ -4,9 +4,6 @@
 //! program again, so this one must be able to be them, and `kitfs mount` too. Needs root and /dev/fuse;
 //! where they are missing it says so and does nothing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::disallowed_methods, reason = "the toy has nothing to prove")]
-
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cases;
 mod host;
