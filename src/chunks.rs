@@ -83,7 +83,8 @@ impl Chunks {
         index: &Verified<Index>,
         range: &Range<u64>,
     ) -> Result<Option<Verified<Bytes>>, ChunkError> {
-        let tree = index.part(|index| index.tree(file.entry))
+        let tree = index
+            .part(|index| index.tree(file.entry))
             .filter(|tree| tree.size == file.size)
             .ok_or_else(|| ChunkError::Lost { layer: *file.layer.digest() })?;
         match self.read_object(&tree, range) {

@@ -219,7 +219,9 @@ impl Chain {
             let name = files::rotated(&self.path, number);
             match fs::hard_link(&self.path, &name) {
                 // By a writer that died then.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && files::is_at(file, &name)? => return Ok(number),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && files::is_at(file, &name)? => {
+                    return Ok(number);
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     number = number.checked_add(1).ok_or_else(|| io::Error::other("no number is left to rotate to"))?;
                 }

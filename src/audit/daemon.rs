@@ -112,9 +112,8 @@ mod tests {
     #[test]
     fn datagrams_are_what_the_daemons_read() {
         let pid = std::process::id();
-        let journal = format!(
-            "MESSAGE=no answer\nPRIORITY=4\nSYSLOG_FACILITY=3\nSYSLOG_IDENTIFIER=kitfs\nSYSLOG_PID={pid}\n"
-        );
+        let journal =
+            format!("MESSAGE=no answer\nPRIORITY=4\nSYSLOG_FACILITY=3\nSYSLOG_IDENTIFIER=kitfs\nSYSLOG_PID={pid}\n");
         for (protocol, stream, expected) in [
             (Protocol::Syslog, Stream::Messages, format!("<28>kitfs[{pid}]: no answer")),
             (Protocol::Syslog, Stream::Audit, format!("<84>kitfs-audit[{pid}]: no answer")),

@@ -40,9 +40,8 @@ pub enum Event {
         kit: Kit,
         /// `allow`, `warn`, `deny` or `none`.
         verdict: String,
-        /// The rule that applied.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        rule: Option<String>,
+        /// The rules that were asked, one for each policy.
+        rules: Vec<String>,
         /// Who signed it, of those whom the policy asks for: `key:sha256:<SPKI>` or `identity (issuer)`.
         identities: Vec<String>,
         /// Why, in words.
@@ -55,7 +54,8 @@ pub enum Event {
         kit: Kit,
     },
     /// Every byte of a layer was seen, and its digest was right.
-    LayerVerified {
+    #[serde(rename = "layer-verified")]
+    LayerProved {
         /// The kit that the layer belongs to.
         #[serde(flatten)]
         kit: Kit,
@@ -141,14 +141,14 @@ pub const NAMES: &[&str] = &[
 /// Longer texts of a policy are cut: a line is to stay one that people and log daemons can take.
 const LONGEST_TEXT: usize = 512;
 
-/// More reasons or identities than that are left out, and their number is told.
-const MOST_TEXTS: usize = 32;
+/// More rules, reasons or identities than that are left out, and their number is told.
+const MOST_TEXTS: usize = 16;
 
 impl Event {
     /// The event with its texts cut to what a line should hold.
     pub(super) fn bounded(mut self) -> Self {
-        if let Self::Decision { identities, reasons, .. } = &mut self {
-            for list in [identities, reasons] {
+        if let Self::Decision { rules, identities, reasons, .. } = &mut self {
+            for list in [rules, identities, reasons] {
                 let left_out = list.len().saturating_sub(MOST_TEXTS);
                 list.truncate(MOST_TEXTS);
                 list.iter_mut().for_each(cut);
@@ -163,7 +163,7 @@ impl Event {
     /// Where the number of repetitions is told, for the events that can come in floods.
     pub(super) fn repeated(&mut self) -> Option<&mut u64> {
         match self {
-            Self::LayerVerified { repeated, .. } | Self::Mismatch { repeated, .. } => Some(repeated),
+            Self::LayerProved { repeated, .. } | Self::Mismatch { repeated, .. } => Some(repeated),
             _ => None,
         }
     }

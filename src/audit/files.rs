@@ -59,9 +59,9 @@ pub(super) fn all(path: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in entries {
         let entry = entry?.file_name();
         let number = entry.as_encoded_bytes().strip_prefix(name).and_then(|rest| rest.strip_prefix(b"."));
-        let number = number.and_then(|digits| str::from_utf8(digits).ok()).and_then(|digits| {
-            digits.parse::<u32>().ok().filter(|number| number.to_string() == digits && *number > 0)
-        });
+        let number = number
+            .and_then(|digits| str::from_utf8(digits).ok())
+            .and_then(|digits| digits.parse::<u32>().ok().filter(|number| number.to_string() == digits && *number > 0));
         numbers.extend(number);
     }
     numbers.sort_unstable();
@@ -235,7 +235,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.log");
         assert_eq!(all(&path).unwrap(), Vec::<PathBuf>::new());
-        for name in ["audit.log", "audit.log.2", "audit.log.10", "audit.log.1", "audit.log.01", "audit.log.torn-3", "b"] {
+        for name in ["audit.log", "audit.log.2", "audit.log.10", "audit.log.1", "audit.log.01", "audit.log.torn-3", "b"]
+        {
             std::fs::write(folder.path().join(name), name).unwrap();
         }
         let names: Vec<_> = all(&path).unwrap().into_iter().map(|path| path.file_name().unwrap().to_owned()).collect();
@@ -257,6 +258,9 @@ mod tests {
         assert_eq!(end_of_lines(&file).unwrap(), 8);
         assert!(ends_with(&file, 8, &Digest::of(b"two")).unwrap());
         let found: Vec<_> = pieces(File::open(&path).unwrap(), Some(10)).map(Result::unwrap).collect();
-        assert!(matches!(&found[..], [Piece::Line(one), Piece::Line(_), Piece::Unfinished(2)] if one == b"one"), "{found:?}");
+        assert!(
+            matches!(&found[..], [Piece::Line(one), Piece::Line(_), Piece::Unfinished(2)] if one == b"one"),
+            "{found:?}"
+        );
     }
 }

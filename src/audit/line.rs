@@ -57,7 +57,13 @@ struct Written<'a> {
 }
 
 /// Writes a line, without the line break.
-pub(super) fn write(sequence: u64, previous: Digest, time: &str, actor: &Actor, event: &Event) -> serde_json::Result<String> {
+pub(super) fn write(
+    sequence: u64,
+    previous: Digest,
+    time: &str,
+    actor: &Actor,
+    event: &Event,
+) -> serde_json::Result<String> {
     let Actor { pid, uid, directory, directory_b64 } = actor;
     let (directory, directory_b64) = (directory.as_deref(), directory_b64.as_deref());
     serde_json::to_string(&Written { sequence, previous, time, pid: *pid, uid: *uid, directory, directory_b64, event })
@@ -94,8 +100,9 @@ pub struct Line {
     pub source: Option<String>,
     /// What policy said.
     pub verdict: Option<String>,
-    /// The rule that it said it by.
-    pub rule: Option<String>,
+    /// The rules that it said it by.
+    #[serde(default)]
+    pub rules: Vec<String>,
     /// Who satisfied it.
     #[serde(default)]
     pub identities: Vec<String>,

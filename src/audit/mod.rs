@@ -285,7 +285,8 @@ impl Writer {
             let mut batch = vec![order];
             batch.extend(orders.try_iter().take(BATCH - 1));
             let nobody_waits = batch.iter().any(|order| order.entry.is_some() && order.reply.is_none());
-            let (entries, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|order| (order.entry, order.reply)).unzip();
+            let (entries, replies): (Vec<_>, Vec<_>) =
+                batch.into_iter().map(|order| (order.entry, order.reply)).unzip();
             let entries: Vec<_> = entries.into_iter().flatten().collect();
             let result = if entries.is_empty() { Ok(()) } else { self.write(&entries) };
             if let Err(error) = &result {
@@ -338,7 +339,7 @@ fn level(event: &Event) -> Level {
         Event::Resolved { .. }
         | Event::Decision { .. }
         | Event::Mounted { .. }
-        | Event::LayerVerified { .. }
+        | Event::LayerProved { .. }
         | Event::Unmounted { .. } => Level::INFO,
     }
 }

@@ -83,9 +83,7 @@ impl HeadSigner {
                 let signature = key.sign(&SystemRandom::new(), payload.as_bytes()).map_err(|_| SigningError::Failed)?;
                 (signature, [curve.spki_prefix(), key.public_key().as_ref()].concat())
             }
-            Key::Ed25519(key) => {
-                (key.sign(payload.as_bytes()), [ED25519_SPKI, key.public_key().as_ref()].concat())
-            }
+            Key::Ed25519(key) => (key.sign(payload.as_bytes()), [ED25519_SPKI, key.public_key().as_ref()].concat()),
         };
         let (signature, public_key) = (STANDARD.encode(signature), pem(&spki));
         Ok(SignedHead { payload, signature, public_key })

@@ -92,7 +92,8 @@ pub fn verify(path: &Path, state: &Path, key: LocalKey, anchor: &Anchor) -> io::
         && !(head == NOTHING && result.lines == 0)
     {
         let last = result.head.unwrap_or(NOTHING);
-        result.error = Some(format!("{head} is not in the log, which ends with {last}: it was cut off or written anew"));
+        result.error =
+            Some(format!("{head} is not in the log, which ends with {last}: it was cut off or written anew"));
     }
     Ok(result)
 }

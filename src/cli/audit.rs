@@ -167,7 +167,6 @@ fn write(out: &mut dyn Write, line: &Line) -> io::Result<()> {
         ("expected ", &line.expected),
         ("actual ", &line.actual),
         ("", &line.verdict),
-        ("by rule ", &line.rule),
         ("option ", &line.option),
         ("from ", &line.source),
         ("", &line.reason),
@@ -177,7 +176,7 @@ fn write(out: &mut dyn Write, line: &Line) -> io::Result<()> {
             write!(out, "  {word}{}", text::line(value))?;
         }
     }
-    for (word, list) in [("signed by ", &line.identities), ("because ", &line.reasons)] {
+    for (word, list) in [("by ", &line.rules), ("signed by ", &line.identities), ("because ", &line.reasons)] {
         for value in list {
             write!(out, "  {word}{}", text::line(value))?;
         }

@@ -84,7 +84,8 @@ impl Served for Service {
         predecessor: Option<Predecessor>,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Prepared<Self>, MountFailure> {
-        let failed = |fault: Fault, error: &dyn std::error::Error| MountFailure::new(fault.exit_code(), text::chain(error));
+        let failed =
+            |fault: Fault, error: &dyn std::error::Error| MountFailure::new(fault.exit_code(), text::chain(error));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

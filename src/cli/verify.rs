@@ -197,7 +197,7 @@ fn tell(workshop: &Workshop, link: &Link, descriptor: &Descriptor, outcome: &Res
     let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
     let (layer, size, source) = (descriptor.digest, descriptor.size, link.source.name());
     match outcome {
-        Ok(()) => workshop.audit.record_soon(Event::LayerVerified { kit, layer, size, source, repeated: 0 }),
+        Ok(()) => workshop.audit.record_soon(Event::LayerProved { kit, layer, size, source, repeated: 0 }),
         Err(LayerError::Mismatch { source: mismatch, .. }) => workshop.audit.record_soon(Event::Mismatch {
             reference: kit.reference,
             digest: Some(kit.digest),

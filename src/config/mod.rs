@@ -344,7 +344,8 @@ fn audit_log(settings: &Settings, state: &Path) -> Result<audit::Settings, Confi
             Some("syslog") => audit::Copy::Syslog,
             Some("journal") => audit::Copy::Journal,
             Some(word) if word.starts_with("fd:") => {
-                let number = word.strip_prefix("fd:").and_then(|number| number.parse().ok()).filter(|number| *number >= 0);
+                let number =
+                    word.strip_prefix("fd:").and_then(|number| number.parse().ok()).filter(|number| *number >= 0);
                 audit::Copy::Descriptor(number.ok_or_else(|| bad(format!("{word:?} names no descriptor: fd:3")))?)
             }
             _ => {

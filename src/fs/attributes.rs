@@ -64,9 +64,7 @@ impl KitFs {
             }
             (b"user.kitfs.state", NodeKind::Kitfile, _) => Some(FileState::Verified.name().into()),
             (b"user.kitfs.state", _, Some((layer, entry))) => Some(self.state_of(layer, entry).name().into()),
-            (b"user.kitfs.verity", _, Some((layer, entry))) => {
-                Some(layer.index()?.tree(entry)?.verity.to_string())
-            }
+            (b"user.kitfs.verity", _, Some((layer, entry))) => Some(layer.index()?.tree(entry)?.verity.to_string()),
             _ => None,
         }
     }

@@ -338,7 +338,10 @@ mod tests {
     #[test]
     fn the_format_is_frozen() {
         let bytes = sample().encode();
-        assert_eq!(Digest::of(&bytes).to_string(), "sha256:6f49eee7063733540d730453186760ea61d53cf81478d0eeadf31ad520ef7596");
+        assert_eq!(
+            Digest::of(&bytes).to_string(),
+            "sha256:6f49eee7063733540d730453186760ea61d53cf81478d0eeadf31ad520ef7596"
+        );
         assert_eq!(&bytes[..11], b"kitfsidx\x01\0\x47");
         assert_eq!(bytes.len(), 309);
     }
@@ -360,10 +363,16 @@ mod tests {
     fn a_file_outside_its_layer_is_refused() {
         for offset in [96, u64::MAX] {
             let file = entry("a", IndexKind::File { offset, tree: tree(b"hello") });
-            assert!(matches!(Index::new(Digest::of(b""), TAR_GZIP, Digest::of(b""), 100, vec![file]), Err(IndexError::Outside { .. })));
+            assert!(matches!(
+                Index::new(Digest::of(b""), TAR_GZIP, Digest::of(b""), 100, vec![file]),
+                Err(IndexError::Outside { .. })
+            ));
         }
         let twice = vec![entry("a", IndexKind::Dir), entry("a", IndexKind::File { offset: 0, tree: tree(b"") })];
-        assert!(matches!(Index::new(Digest::of(b""), TAR_GZIP, Digest::of(b""), 100, twice), Err(IndexError::Listing(_))));
+        assert!(matches!(
+            Index::new(Digest::of(b""), TAR_GZIP, Digest::of(b""), 100, twice),
+            Err(IndexError::Listing(_))
+        ));
     }
 
     proptest! {

@@ -27,8 +27,6 @@ use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
 use crate::fault::Fault;
-use crate::kit::media::Compression;
-use crate::kit::media::Format;
 use crate::kit::contents::KitLayer;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::index::Index;
@@ -36,6 +34,8 @@ use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
 use crate::kit::listing::EntryKind;
 use crate::kit::listing::Listing;
+use crate::kit::media::Compression;
+use crate::kit::media::Format;
 use crate::layers::download::Piece;
 use crate::layers::splitter::Target;
 use crate::ledger::Ledger;
@@ -433,7 +433,7 @@ impl Layer {
             LayerError::Mismatch { layer, from: source(), source: mismatch }
         })?;
         let (kit, size) = (self.kit.clone(), self.spec.descriptor.size);
-        self.workshop.audit.record_soon(Event::LayerVerified { kit, layer, size, source: source(), repeated: 0 });
+        self.workshop.audit.record_soon(Event::LayerProved { kit, layer, size, source: source(), repeated: 0 });
         match split {
             Ok((index, target)) => Ok((proof, index, target)),
             Err(SplitError::Store(source)) => Err(LayerError::Store { layer, source }),
@@ -478,7 +478,11 @@ impl Layer {
     /// Holds the proved layer against the listing that was given out before.
     fn agree(&self, index: Verified<Index>) -> Result<Verified<Index>, LayerError> {
         let Some(listed) = self.listed.get() else { return Ok(index) };
-        if self.shown(&index)?.shows_the_same(listed) { Ok(index) } else { Err(LayerError::OtherStory { layer: *self.digest() }) }
+        if self.shown(&index)?.shows_the_same(listed) {
+            Ok(index)
+        } else {
+            Err(LayerError::OtherStory { layer: *self.digest() })
+        }
     }
 }
 
@@ -565,7 +569,9 @@ impl LayerError {
             Self::Source { source, .. } => source.fault(),
             Self::Silent { .. } => Fault::Unreachable,
             Self::Mismatch { .. } => Fault::Mismatch,
-            Self::Malformed { .. } | Self::OtherStory { .. } | Self::Store { .. } | Self::Stopped { .. } => Fault::Other,
+            Self::Malformed { .. } | Self::OtherStory { .. } | Self::Store { .. } | Self::Stopped { .. } => {
+                Fault::Other
+            }
         }
     }
 

@@ -8,9 +8,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use regorus::Engine;
-use regorus::utils::limits::ExecutionTimerConfig;
-use regorus::Value;
 use regorus::PolicyLengthConfig;
+use regorus::Value;
+use regorus::utils::limits::ExecutionTimerConfig;
 
 /// The longest that one evaluation may take.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -37,7 +37,12 @@ pub struct Answer {
 impl Rego {
     /// Compiles modules, each with the name for messages, and documents of data (JSON objects, merged).
     /// `package` must be among them. The error is a sentence.
-    pub fn compile(name: &str, modules: &[(String, String)], data: &[String], package: &str) -> Result<Self, RegoError> {
+    pub fn compile(
+        name: &str,
+        modules: &[(String, String)],
+        data: &[String],
+        package: &str,
+    ) -> Result<Self, RegoError> {
         let invalid = |why: String| RegoError::Invalid { name: name.into(), why: one_line(&why) };
         let mut engine = Engine::new();
         engine.set_policy_length_config(PolicyLengthConfig::default());
@@ -211,7 +216,9 @@ mod tests {
 
     #[test]
     fn a_builtin_that_fails_refuses() {
-        let error = compile("kitfs", "package kitfs\nallow if not json.unmarshal(input.text)").unwrap().answer(r#"{"text": "{"}"#);
+        let error = compile("kitfs", "package kitfs\nallow if not json.unmarshal(input.text)")
+            .unwrap()
+            .answer(r#"{"text": "{"}"#);
         assert!(error.is_err_and(|error| error.to_string().contains("could not be evaluated")));
     }
 }

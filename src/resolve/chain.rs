@@ -98,11 +98,13 @@ impl<'a> Chain<'a> {
         let reference = &name.reference;
         let kit = audit::Kit { reference: reference.clone(), digest };
         let fetch = async || source.manifest(&digest).await;
-        let manifest = small(self.workshop, &kit, &digest, &source, fetch).await.map_err(|error| error.of(reference))?;
+        let manifest =
+            small(self.workshop, &kit, &digest, &source, fetch).await.map_err(|error| error.of(reference))?;
         let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
         let config = manifest.parse::<Manifest>().map_err(no_kit)?.config.clone();
         let fetch = async || source.blob(&config).await;
-        let config = small(self.workshop, &kit, &config.digest, &source, fetch).await.map_err(|error| error.of(reference))?;
+        let config =
+            small(self.workshop, &kit, &config.digest, &source, fetch).await.map_err(|error| error.of(reference))?;
         let candidate = Candidate::new(reference.clone(), digest, source, manifest, config, filters)?;
         let Candidate { manifest, contents, .. } = &candidate;
         self.seen.push(Seen::new(self.links.len(), reference, digest, manifest, contents));
@@ -143,7 +145,8 @@ impl<'a> Chain<'a> {
         let refused = || ResolveError::Refused { reference, digest, reasons: decision.reasons().to_vec() };
         let admitted = decision.admit().ok_or_else(refused);
         if decision.verdict() == policy::Verdict::Warn {
-            self.warnings.extend(decision.reasons().iter().map(|reason| format!("policy: {}: {reason}", name.reference)));
+            self.warnings
+                .extend(decision.reasons().iter().map(|reason| format!("policy: {}: {reason}", name.reference)));
         }
         let told = self.tell_decided(name, &decision).await;
         self.decisions.push(decision);
@@ -155,7 +158,7 @@ impl<'a> Chain<'a> {
         let event = Event::Decision {
             kit: audit::Kit { reference: name.reference.clone(), digest: *decision.digest() },
             verdict: decision.verdict().name().into(),
-            rule: (!decision.rules().is_empty()).then(|| decision.rules().join("; ")),
+            rules: decision.rules().to_vec(),
             identities: decision.signers().to_vec(),
             reasons: decision.reasons().to_vec(),
         };
@@ -389,4 +392,3 @@ impl SmallError {
         }
     }
 }
-

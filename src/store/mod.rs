@@ -1,6 +1,6 @@
 //! The content store of one host or user, shared by all its mounts and processes.
 //!
-//! What comes out is [`Unverified`], or a [`Witness`] that proves a file before it is read: the disk is
+//! What comes out is [`Unverified`], or a [`Witness`](crate::verify::Witness) that proves a file before it is read: the disk is
 //! not trusted. What goes in is proved. Opening is O(1); nothing is scanned on the way to a mount.
 //!
 //! # On disk
@@ -93,7 +93,8 @@ impl Store {
 
     /// The index of a layer that was proved here, if its seal is whole and it is about that layer.
     pub fn index(&self, layer: &Digest, reading: Reading) -> Option<Verified<Index>> {
-        self.index_file(&index_name(layer, reading)).filter(|index| index.layer() == layer && index.reading() == reading)
+        self.index_file(&index_name(layer, reading))
+            .filter(|index| index.layer() == layer && index.reading() == reading)
     }
 
     /// The index in a file of that name, if its seal is whole.

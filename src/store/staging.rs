@@ -102,7 +102,9 @@ impl Store {
     /// need no second proof after the machine was started again. Slow: not for the way to a reader.
     pub fn make_durable(&self, index: &Verified<Index>) -> io::Result<()> {
         for entry in 0..index.entries().len() as u32 {
-            let Some(tree) = index.part(|index| index.tree(entry)).filter(|tree| has_record(tree.size)) else { continue };
+            let Some(tree) = index.part(|index| index.tree(entry)).filter(|tree| has_record(tree.size)) else {
+                continue;
+            };
             sync_object(&self.object_path(&tree.verity))?;
             if let Some(stamp) = self.object(&tree).and_then(|object| object.whole()) {
                 self.keep_record(&tree.verity, &stamp, Durability::OnDisk);

@@ -82,7 +82,8 @@ impl PublicKey {
         let raw = spki.subject_public_key.raw_bytes();
         let kind = match spki.algorithm.oid {
             EC_PUBLIC_KEY => {
-                let curve = spki.algorithm.parameters_oid().map_err(|error| InvalidKey::Malformed(error.to_string()))?;
+                let curve =
+                    spki.algorithm.parameters_oid().map_err(|error| InvalidKey::Malformed(error.to_string()))?;
                 let (kind, len) = match curve {
                     P256 => (KeyKind::P256, 65),
                     P384 => (KeyKind::P384, 97),

@@ -328,7 +328,8 @@ fn with_descriptor(kitfs: &Kitfs, words: &[&str], file: &fs::File) -> Command {
     let number = file.as_raw_fd();
     // SAFETY: a system call, no memory is touched: what fork allows before exec.
     unsafe {
-        command.pre_exec(move || if libc::dup2(number, 7) == 7 { Ok(()) } else { Err(std::io::Error::last_os_error()) });
+        command
+            .pre_exec(move || if libc::dup2(number, 7) == 7 { Ok(()) } else { Err(std::io::Error::last_os_error()) });
     }
     command
 }
@@ -412,14 +413,24 @@ fn the_head_can_be_signed_and_openssl_believes_it() {
         let text = |name: &str| signed[name].as_str().expect("a text").to_owned();
         let payload: Value = serde_json::from_str(&text("payload")).expect("JSON");
         assert_eq!((&payload["head"], &payload["lines"]), (&document["head"], &document["lines"]));
-        let write = |name: &str, text: String| fs::write(kitfs.path("home").join(name), text).expect("our own directory");
+        let write =
+            |name: &str, text: String| fs::write(kitfs.path("home").join(name), text).expect("our own directory");
         write("payload", text("payload"));
         write("signature.b64", text("signature"));
         write("public.pem", text("public_key"));
         openssl(&["base64", "-d", "-A", "-in", "signature.b64", "-out", "signature"]);
         if hash.is_empty() {
             openssl(&[
-                "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "public.pem", "-in", "payload", "-sigfile", "signature",
+                "pkeyutl",
+                "-verify",
+                "-rawin",
+                "-pubin",
+                "-inkey",
+                "public.pem",
+                "-in",
+                "payload",
+                "-sigfile",
+                "signature",
             ]);
         } else {
             openssl(&["dgst", hash, "-verify", "public.pem", "-signature", "signature", "payload"]);

@@ -103,9 +103,10 @@ fn check(row: &Row, output: &Output, complaints: &mut Vec<String>) {
         complaints.push(format!("{}: the document says otherwise\n{output}", row.name));
     }
     let status = if row.exit == 0 { "verified" } else { "unchecked" };
-    if !document["layers"].as_array().is_some_and(|layers| {
-        !layers.is_empty() && layers.iter().all(|layer| layer["status"] == status)
-    }) {
+    if !document["layers"]
+        .as_array()
+        .is_some_and(|layers| !layers.is_empty() && layers.iter().all(|layer| layer["status"] == status))
+    {
         complaints.push(format!("{}: not every layer is {status}\n{output}", row.name));
     }
 }
@@ -274,13 +275,28 @@ fn a_policy_that_cannot_be_read_refuses_everything() {
         ("version = 2\ndefault = \"allow\"\n", "version"),
         ("version = 1\ndefault = \"allow\"\nextra = 1\n", "extra"),
         ("version = 1\ndefault = \"perhaps\"\n", "default"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/**\"\n[[rule]]\nmatch = \"a/**\"\n", "equally specific"),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/**\"\n[[rule]]\nmatch = \"a/**\"\n",
+            "equally specific",
+        ),
         ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/b:v1\"\n", "without tag"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ key = \"absent.pub\" }]\n", "absent.pub"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ identity = \"x\" }]\n", "issuer"),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ key = \"absent.pub\" }]\n",
+            "absent.pub",
+        ),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ identity = \"x\" }]\n",
+            "issuer",
+        ),
         ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nlog = true\n", "who"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\ntrusted_root = \"absent.json\"\n", "trusted_root"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.rego]]\nfile = \"absent.rego\"\n", "absent.rego"),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\ntrusted_root = \"absent.json\"\n",
+            "trusted_root",
+        ),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.rego]]\nfile = \"absent.rego\"\n",
+            "absent.rego",
+        ),
         ("not TOML", "line 1"),
     ] {
         let policy = write(&kitfs, "policy.toml", text);
@@ -298,9 +314,12 @@ fn explain_says_which_rule_and_which_condition() {
     let Some(folder) = shared::shared("fixtures/signed") else { return };
     let kitfs = Kitfs::new();
     let policy = write(&kitfs, "policy.toml", &signed_by(&folder, "p256.pub", "enforce"));
-    for (layout, decision, ok) in [("sig-p256", "allow", true), ("sig-rsa2048", "deny", false), ("unsigned", "deny", false)] {
+    for (layout, decision, ok) in
+        [("sig-p256", "allow", true), ("sig-rsa2048", "deny", false), ("unsigned", "deny", false)]
+    {
         let reference = format!("oci:{}:1.0", folder.join("layouts").join(layout).display());
-        let explained = kitfs.run(&["policy", "explain", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
+        let explained =
+            kitfs.run(&["policy", "explain", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
         assert_eq!(explained["decision"], decision, "{explained}");
         assert!(explained["rule"].as_str().unwrap().ends_with("rule oci:**"), "{explained}");
         assert_eq!(explained["conditions"][0]["ok"], ok, "{explained}");

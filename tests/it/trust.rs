@@ -189,7 +189,8 @@ fn check(table: &Table, place: impl Fn(&Row<'_>) -> String) {
         asked += 1;
         if *expected != "either" && accepts != (*expected == "accept") {
             let rejected: Vec<_> = findings.rejected.iter().map(|it| format!("{}: {}", it.found, it.reason)).collect();
-            let held: Vec<_> = findings.endorsements.iter().map(|it| (it.signer().name(), it.log().is_some())).collect();
+            let held: Vec<_> =
+                findings.endorsements.iter().map(|it| (it.signer().name(), it.log().is_some())).collect();
             wrong.push(format!("{}: should {expected}; held {held:?}; rejected {rejected:?}", row.name()));
         }
     }

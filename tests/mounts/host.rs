@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use kitfs::layers::Metadata;
 use kitfs::mounts::{
-    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, PolicySettings,
-    Presence, Progress, SourceSettings, Status,
+    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
+    PolicySettings, Presence, Progress, SourceSettings, Status,
 };
 use kitfs::resolve::Freshness;
 
