@@ -285,13 +285,11 @@ impl Part {
 }
 
 /// Compares a part while it is read.
-#[derive(Debug)]
 pub struct PartCheck<'a> {
     part: &'a Part,
     hasher: Hasher,
 }
 
-#[derive(Debug)]
 enum Hasher {
     Sha256(Sha256),
     Blake2b(Box<Blake2b512>),

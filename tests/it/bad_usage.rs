@@ -80,6 +80,17 @@ fn unknown_words_are_2() {
         &["ls", &reference, "--filter", "everything"],
         &["verify", &reference, "--offline", "--require-fresh"],
         &["verify", &reference, "--config", "/nonexistent/config.toml"],
+        &["verify", &reference, "--policy", "/nonexistent/policy.toml"],
+        &["verify", &reference, "--key", "/nonexistent/key.pub"],
+        &["verify", &reference, "--trusted-root", "/nonexistent/root.json"],
+        &["verify", &reference, "--certificate-identity", "x"],
+        &["verify", &reference, "--certificate-oidc-issuer", "x"],
+        &["verify", &reference, "--certificate-identity-regexp", "(", "--certificate-oidc-issuer", "x"],
+        &["umount", "/tmp", "--policy", "x"],
+        &["policy"],
+        &["policy", "melt", "x"],
+        &["policy", "check", "/nonexistent/policy.toml"],
+        &["policy", "test", "/nonexistent/tests.toml"],
     ];
     for words in cases {
         kitfs.run(words).expect(2);
@@ -90,19 +101,10 @@ fn unknown_words_are_2() {
 fn what_is_not_built_yet_does_not_exist() {
     let kitfs = Kitfs::new();
     let reference = reference(&kitfs);
-    for option in [
-        "--policy",
-        "--key",
-        "--certificate-identity",
-        "--trusted-root",
-        "--index",
-        "--index-key",
-        "--prefetch",
-        "--hosts-dir",
-    ] {
+    for option in ["--index", "--index-key", "--prefetch", "--hosts-dir"] {
         kitfs.run(&["verify", &reference, option, "x"]).expect(2).says(option);
     }
-    for command in ["index", "policy", "verify-bundle", "trusted-root", "serve", "upgrade", "generate"] {
+    for command in ["index", "serve", "upgrade", "generate"] {
         kitfs.run(&[command, "x"]).expect(2);
     }
 }
@@ -134,7 +136,7 @@ fn settings_come_from_flags_then_variables_then_the_file() {
         ("memroy = \"64MiB\"\n", "memroy"),
         ("memory = \"lots\"\n", "memory"),
         ("read-timeout = \"8 parsecs\"\n", "read-timeout"),
-        ("policy = \"x\"\n", "policy"),
+        ("prefetch = \"x\"\n", "prefetch"),
         ("memory = \n", "config.toml"),
     ] {
         write(text);

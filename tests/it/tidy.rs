@@ -79,6 +79,13 @@ fn trust_is_made_in_one_file() {
 }
 
 #[test]
+fn only_a_decision_admits() {
+    only_in("Admitted {", &["src/policy/decision.rs"], "nothing of a kit is touched that no policy let through");
+    only_in("IndexAdmitted {", &["src/policy/decision.rs"], "an index counts only where a policy says who signs one");
+    only_in("Endorsement {", &["src/trust/endorsement.rs"], "only a proof makes an endorsement");
+}
+
+#[test]
 fn the_file_system_never_sees_unverified_bytes() {
     let why = "what answers readers works on proved bytes alone";
     for word in ["Unverified", "ahead_of_proof"] {
