@@ -37,7 +37,10 @@ impl Registry {
                 Some(answer) => answer,
                 None if page == 0 => return Ok(None),
                 None => {
-                    return Err(SourceError::Malformed { what, why: "the list breaks off after its first page".into() });
+                    return Err(SourceError::Malformed {
+                        what,
+                        why: "the list breaks off after its first page".into(),
+                    });
                 }
             };
             found.extend(list.companions("the registry's list of referrers"));
