@@ -126,6 +126,12 @@ pub enum Task {
         /// The kit
         #[arg(value_name = "REF")]
         reference: String,
+        /// Check the files against this OpenSSF model signature too
+        ///
+        /// A file, or a path in the kit. --key and the identity options then say who must have signed the model;
+        /// of the signatures of the kit, only what policy files ask for is asked.
+        #[arg(long, value_name = "FILE_OR_PATH_IN_KIT")]
+        model_signature: Option<OsString>,
     },
     /// Verify everything of a kit into the cache, so that a later mount needs no network
     Pull {

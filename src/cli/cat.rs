@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::io::Write;
+use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -50,7 +51,13 @@ pub async fn run(kits: &Kits, reference: &str, path: &OsStr) -> Result<(), Error
 /// The content of a file in order, in proved pieces.
 pub fn pieces(files: &KitFs, inode: Inode) -> impl Stream<Item = Result<Verified<Bytes>, Error>> {
     let size = files.tree().node(inode).map_or(0, |node| node.size);
-    let starts = (0..size).step_by(BUFFER);
+    pieces_of(files, inode, 0..size)
+}
+
+/// Some bytes of a file, which has at least so many, in order and in proved pieces.
+pub fn pieces_of(files: &KitFs, inode: Inode, range: Range<u64>) -> impl Stream<Item = Result<Verified<Bytes>, Error>> {
+    let size = range.end;
+    let starts = range.step_by(BUFFER);
     let read = move |start: u64| async move {
         let mut pieces = Vec::new();
         let end = size.min(start + BUFFER as u64);

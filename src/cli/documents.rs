@@ -41,6 +41,8 @@ pub struct Verification {
     pub attestations: Vec<Shown>,
     /// What the policies say.
     pub policy: Policy,
+    /// The model signature that was asked for, if it holds.
+    pub model_signature: Option<Model>,
 }
 
 impl Verification {
@@ -58,8 +60,20 @@ impl Verification {
             signatures: Vec::new(),
             attestations: Vec::new(),
             policy: Policy { decision: Verdict::None, reasons: Vec::new() },
+            model_signature: None,
         }
     }
+}
+
+/// A model signature that holds for the files of a kit.
+#[derive(Debug, Serialize)]
+pub struct Model {
+    /// Who signed.
+    pub signer: String,
+    /// The directory of the kit that was signed.
+    pub directory: String,
+    /// Files of the kit that lie outside of it.
+    pub files_outside: usize,
 }
 
 /// One layer of a kit or of its parents.
@@ -447,7 +461,7 @@ mod tests {
                             "status": "unchecked", "error": null}],
                 "parents": [{"reference": "p", "digest": EMPTY}],
                 "signatures": [], "attestations": [],
-                "policy": {"decision": "none", "reasons": []},
+                "policy": {"decision": "none", "reasons": []}, "model_signature": null,
             })
         );
     }

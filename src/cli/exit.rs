@@ -100,6 +100,7 @@ impl From<&Error> for Exit {
             Error::Bundle { .. } => Self::Refused,
             Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::NotFound,
             Error::File { .. } => Self::Failure,
+            Error::Model(error) => error.fault().into(),
             Error::Root(error) => error.fault().into(),
             Error::RootUpdate(error) => error.fault().into(),
             Error::Mount(error) => Self::of_code(error.exit_code),

@@ -21,6 +21,7 @@ use crate::resolve::ResolveError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::trust::InvalidRoot;
+use crate::trust::ModelError;
 use crate::trust::UpdateError;
 use crate::verify::DigestMismatch;
 
@@ -187,6 +188,9 @@ pub enum Error {
     /// A trusted root could not be fetched or kept.
     #[error(transparent)]
     RootUpdate(#[from] UpdateError),
+    /// The files of a kit are not those that were signed as a model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A bundle does not prove what it should.
     #[error("{} is refused: {why}", bundle.display())]
     Bundle {

@@ -46,6 +46,14 @@ impl Kits {
         Ok(Self { config, workshop, policies })
     }
 
+    /// The same for a command whose options name who signed a model, and ask for no signature of the kit.
+    pub fn open_for_model(config: Config) -> Result<Self, Error> {
+        let options =
+            policy::Options { keys: Vec::new(), identity: policy::Identity::default(), ..config.policy.clone() };
+        let policies = Policies::load(&options)?;
+        Ok(Self { policies, ..Self::open(config)? })
+    }
+
     /// How things were asked for.
     pub fn config(&self) -> &Config {
         &self.config

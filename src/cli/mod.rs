@@ -16,11 +16,13 @@ mod inspect;
 mod kits;
 mod log;
 mod ls;
+mod model_signature;
 mod mount;
 mod policy;
 mod print;
 mod progress;
 mod service;
+mod signer;
 mod text;
 mod trusted_root;
 mod verify;
@@ -95,9 +97,14 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
 
 async fn with_kits(config: Config, task: Task) -> Result<(), Error> {
     let output = config.output;
-    let kits = match (Kits::open(config), &task) {
+    let open = match &task {
+        // The options name who signed the model: that is all they ask for.
+        Task::Verify { model_signature: Some(_), .. } => Kits::open_for_model,
+        _ => Kits::open,
+    };
+    let kits = match (open(config), &task) {
         (Ok(kits), _) => kits,
-        (Err(error), Task::Verify { reference } | Task::Pull { reference }) => {
+        (Err(error), Task::Verify { reference, .. } | Task::Pull { reference }) => {
             let result = Err(error);
             verify::report(&mut Verification::of(reference), &result, output)?;
             return result;
@@ -119,8 +126,10 @@ async fn carry_out_with(kits: &Kits, task: Task) -> Result<(), Error> {
         Task::Cat { reference, path } => cat::run(kits, &reference, &path).await,
         Task::Export { reference, directory } => export::run(kits, &reference, &directory).await,
         Task::Inspect { reference } => inspect::run(kits, &reference).await,
-        Task::Verify { reference } => verify::run(kits, &reference, Purpose::Check).await,
-        Task::Pull { reference } => verify::run(kits, &reference, Purpose::Keep).await,
+        Task::Verify { reference, model_signature } => {
+            verify::run(kits, &reference, Purpose::Check, model_signature.as_deref()).await
+        }
+        Task::Pull { reference } => verify::run(kits, &reference, Purpose::Keep, None).await,
         Task::Policy(PolicyTask::Explain { reference }) => policy::explain(kits, &reference).await,
         Task::Policy(PolicyTask::Test { file }) => policy::test(kits, &file).await,
         Task::Mount { .. }

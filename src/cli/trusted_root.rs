@@ -5,7 +5,6 @@
 
 use std::io;
 use std::path::Path;
-use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -37,24 +36,21 @@ struct Authority {
 pub fn in_use(config: &Config, given: Option<&Path>) -> Result<TrustedRoot, Error> {
     match given {
         Some(path) => Ok(TrustedRoot::from_file(path)?),
-        None => Ok(TrustedRoot::standing(&installed(config))?),
+        None => Ok(TrustedRoot::standing(&config.folders.installed_root())?),
     }
-}
-
-/// Where an update puts a root.
-fn installed(config: &Config) -> PathBuf {
-    config.folders.installed_root()
 }
 
 /// Shows or updates.
 pub fn run(config: &Config, task: TrustedRootTask) -> Result<(), Error> {
     let root = match task {
         TrustedRootTask::Show { trusted_root } => in_use(config, trusted_root.as_deref())?,
-        TrustedRootTask::Update { from: Some(path) } => TrustedRoot::from_file(&path)?.install(&installed(config))?,
+        TrustedRootTask::Update { from: Some(path) } => {
+            TrustedRoot::from_file(&path)?.install(&config.folders.installed_root())?
+        }
         TrustedRootTask::Update { from: None } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
             let fetched = runtime.block_on(TrustedRoot::fetch(config.source.timeout))?;
-            fetched.install(&installed(config))?
+            fetched.install(&config.folders.installed_root())?
         }
     };
     let authorities = root.authorities().into_iter().map(|authority| Authority {

@@ -5,6 +5,7 @@
 //! source any more.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
 use std::io::Write;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use crate::audit;
 use crate::audit::Event;
 use crate::cli::documents::Layer as LayerDocument;
 use crate::cli::documents::LayerStatus;
+use crate::cli::documents::Model;
 use crate::cli::documents::Parent;
 use crate::cli::documents::Verification;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::kits::PROVED_AT_ONCE;
+use crate::cli::model_signature;
 use crate::cli::print;
 use crate::cli::progress;
 use crate::cli::text;
@@ -55,9 +58,11 @@ pub enum Purpose {
 }
 
 /// Checks everything, and prints what held.
-pub async fn run(kits: &Kits, reference: &str, purpose: Purpose) -> Result<(), Error> {
+///
+/// A model signature, if one is given, is checked last, over the files that the layers hold.
+pub async fn run(kits: &Kits, reference: &str, purpose: Purpose, model: Option<&OsStr>) -> Result<(), Error> {
     let mut document = Verification::of(reference);
-    let result = check(kits, reference, purpose, &mut document).await;
+    let result = check(kits, reference, purpose, model, &mut document).await;
     report(&mut document, &result, kits.config().output)?;
     result
 }
@@ -72,7 +77,13 @@ pub fn report(document: &mut Verification, result: &Result<(), Error>, output: O
     }
 }
 
-async fn check(kits: &Kits, reference: &str, purpose: Purpose, document: &mut Verification) -> Result<(), Error> {
+async fn check(
+    kits: &Kits,
+    reference: &str,
+    purpose: Purpose,
+    model: Option<&OsStr>,
+    document: &mut Verification,
+) -> Result<(), Error> {
     let reference: Reference = reference.parse()?;
     let kit = match kits.look_up(&reference, kits.policies(), Signatures::All).await {
         Ok(kit) => kit,
@@ -95,8 +106,13 @@ async fn check(kits: &Kits, reference: &str, purpose: Purpose, document: &mut Ve
         return Err(error.into());
     }
     // Whether the layers make one tree shows when they are put together: in memory, nothing is mounted.
-    KitFs::open_layers(Arc::clone(kits.workshop()), kit, layers, Metadata::Verified).await?;
+    let files = KitFs::open_layers(Arc::clone(kits.workshop()), kit, layers, Metadata::Verified).await?;
     document.mountable = true;
+    if let Some(model) = model {
+        let held = model_signature::check(&files, kits.config(), model).await?;
+        document.model_signature =
+            Some(Model { signer: held.signer, directory: held.root.to_string(), files_outside: held.outside });
+    }
     Ok(())
 }
 
@@ -258,6 +274,12 @@ fn write(out: &mut dyn Write, document: &Verification) -> io::Result<()> {
     if document.policy.decision != Verdict::None {
         writeln!(out, "policy     {}", document.policy.decision.name())?;
         document.policy.reasons.iter().try_for_each(|reason| writeln!(out, "           {}", text::line(reason)))?;
+    }
+    if let Some(model) = &document.model_signature {
+        writeln!(out, "model      {} signed by {}", text::line(&model.directory), model.signer)?;
+        if model.files_outside > 0 {
+            writeln!(out, "           {} files lie outside of it", model.files_outside)?;
+        }
     }
     match document.digest {
         Some(digest) if document.ok => writeln!(out, "ok         {digest} {}", text::line(&document.reference)),

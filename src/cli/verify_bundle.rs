@@ -5,30 +5,28 @@
 //! too, unless it is of a log that nobody named a root for.
 
 use std::fs::File;
-use std::io;
 use std::io::Read;
 use std::path::Path;
 
-use regex::Regex;
 use serde::Serialize;
 
 use crate::cli::arguments::VerifyBundle;
 use crate::cli::failure::Error;
 use crate::cli::print;
+use crate::cli::signer;
+use crate::cli::signer::Wanted;
 use crate::cli::text;
 use crate::cli::trusted_root;
 use crate::config::Config;
 use crate::config::Output;
 use crate::digest::Digest;
+use crate::policy::Identity;
 use crate::trust;
-use crate::trust::Certificate;
 use crate::trust::Endorsement;
 use crate::trust::Limits;
 use crate::trust::Material;
 use crate::trust::Message;
 use crate::trust::Origin;
-use crate::trust::PublicKey;
-use crate::trust::Signer;
 use crate::trust::TrustedRoot;
 
 /// A file up to this size is held whole, because signatures by pure Ed25519 need it.
@@ -63,16 +61,22 @@ pub fn run(config: &Config, task: &VerifyBundle) -> Result<(), Error> {
 }
 
 fn check(config: &Config, task: &VerifyBundle) -> Result<Endorsement, Error> {
-    let wanted = Wanted::new(task)?;
+    let identity = Identity {
+        identity: task.certificate_identity.clone(),
+        identity_regexp: task.certificate_identity_regexp.clone(),
+        issuer: task.certificate_oidc_issuer.clone(),
+        issuer_regexp: task.certificate_oidc_issuer_regexp.clone(),
+    };
+    let wanted = Wanted::new(&task.key, &identity)?;
     let root = trusted_root::in_use(config, task.trusted_root.as_deref())?;
     let limits = Limits::default();
-    let bundle = read(&task.bundle, limits.attestation)?;
+    let bundle = signer::read(&task.bundle, limits.attestation)?;
     let material = Material::of_bundle(bundle, task.bundle.display().to_string());
     let findings = match task.artifact.parse::<Digest>() {
         Ok(digest @ Digest::Sha256(_)) if !Path::new(&task.artifact).exists() => {
             trust::examine_artifact(&material, &Message::of_digest(&digest), &wanted.keys, &root, &limits)
         }
-        _ => wanted.examine_file(&material, Path::new(&task.artifact), &root, &limits)?,
+        _ => examine_file(&wanted, &material, Path::new(&task.artifact), &root, &limits)?,
     };
     let refused = |why: String| Error::Bundle { bundle: task.bundle.clone(), why };
     let mut reasons: Vec<_> = findings.rejected.into_iter().map(|rejected| rejected.reason).collect();
@@ -91,93 +95,21 @@ fn check(config: &Config, task: &VerifyBundle) -> Result<Endorsement, Error> {
     Err(refused(reasons.join("; ")))
 }
 
-/// Whose signature is asked for.
-struct Wanted {
-    keys: Vec<PublicKey>,
-    holder: Option<[Text; 2]>,
-}
-
-enum Text {
-    Exact(String),
-    Matching(Regex),
-}
-
-impl Wanted {
-    fn new(task: &VerifyBundle) -> Result<Self, Error> {
-        let read_key = |path: &std::path::PathBuf| {
-            let usage = |why: String| Error::Usage(format!("--key {}: {why}", path.display()));
-            let pem = read(path, 1 << 20).map_err(|error| usage(text::chain(&error)))?;
-            PublicKey::from_pem(&pem).map_err(|error| usage(error.to_string()))
-        };
-        let keys = task.key.iter().map(read_key).collect::<Result<Vec<_>, _>>()?;
-        let identity = Text::new(&task.certificate_identity, &task.certificate_identity_regexp)?;
-        let issuer = Text::new(&task.certificate_oidc_issuer, &task.certificate_oidc_issuer_regexp)?;
-        let holder = match (identity, issuer) {
-            (Some(identity), Some(issuer)) => Some([identity, issuer]),
-            (None, None) => None,
-            _ => return Err(Error::Usage("a certificate identity and its issuer are needed together".into())),
-        };
-        if keys.is_empty() && holder.is_none() {
-            return Err(Error::Usage("--key or a certificate identity is needed: else anybody may have signed".into()));
-        }
-        Ok(Self { keys, holder })
-    }
-
-    fn accepts(&self, signer: &Signer) -> bool {
-        match (signer, &self.holder) {
-            // Only keys that were given are tried.
-            (Signer::Key { .. }, _) => true,
-            (Signer::Certificate(Certificate { identity, issuer, .. }), Some([wanted, by])) => {
-                wanted.accepts(identity) && by.accepts(issuer)
-            }
-            (Signer::Certificate(_), None) => false,
-        }
-    }
-
-    fn examine_file(
-        &self,
-        material: &Material,
-        path: &Path,
-        root: &TrustedRoot,
-        limits: &Limits,
-    ) -> Result<trust::Findings, Error> {
-        let failed = |source| Error::File { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(failed)?;
-        if file.metadata().map_err(failed)?.len() > WHOLE {
-            let message = Message::read(file).map_err(failed)?;
-            return Ok(trust::examine_artifact(material, &message, &self.keys, root, limits));
-        }
-        let mut content = Vec::new();
-        file.read_to_end(&mut content).map_err(failed)?;
-        Ok(trust::examine_artifact(material, &Message::of(&content), &self.keys, root, limits))
-    }
-}
-
-impl Text {
-    fn new(exact: &Option<String>, expression: &Option<String>) -> Result<Option<Self>, Error> {
-        let Some(expression) = expression else { return Ok(exact.clone().map(Self::Exact)) };
-        let wrong = |error: regex::Error| Error::Usage(format!("{expression:?} is no regular expression: {error}"));
-        // By itself first: it must not close the group that it is put into.
-        Regex::new(expression).map_err(wrong)?;
-        let whole = Regex::new(&format!(r"\A(?:{expression})\z")).map_err(wrong)?;
-        Ok(Some(Self::Matching(whole)))
-    }
-
-    fn accepts(&self, text: &str) -> bool {
-        match self {
-            Self::Exact(exact) => exact == text,
-            Self::Matching(expression) => expression.is_match(text),
-        }
-    }
-}
-
-/// A small file whole.
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
+/// Checks against a file, which is held whole where it is not too large for that.
+fn examine_file(
+    wanted: &Wanted,
+    material: &Material,
+    path: &Path,
+    root: &TrustedRoot,
+    limits: &Limits,
+) -> Result<trust::Findings, Error> {
     let failed = |source| Error::File { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit {
-        return Err(failed(io::ErrorKind::FileTooLarge.into()));
+    let mut file = File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.len() > WHOLE {
+        let message = Message::read(file).map_err(failed)?;
+        return Ok(trust::examine_artifact(material, &message, &wanted.keys, root, limits));
     }
-    Ok(bytes)
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).map_err(failed)?;
+    Ok(trust::examine_artifact(material, &Message::of(&content), &wanted.keys, root, limits))
 }

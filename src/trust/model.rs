@@ -423,7 +423,7 @@ impl ModelError {
     /// What kind of failure this is.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Empty | Self::Missing { .. } | Self::Unsigned { .. } => Fault::Other,
+            Self::Empty | Self::Missing { .. } | Self::Unsigned { .. } => Fault::Refused,
             Self::Size { .. } | Self::Mismatch { .. } => Fault::Mismatch,
         }
     }

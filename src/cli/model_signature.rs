@@ -1,0 +1,107 @@
+//! `kitfs verify --model-signature`: the files of a kit against an OpenSSF model signature.
+//!
+//! The files are read as a mount would show them, proved piece by piece, and kept nowhere.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::pin::pin;
+
+use futures_util::StreamExt;
+use futures_util::TryStreamExt;
+use futures_util::stream;
+
+use crate::cli::cat;
+use crate::cli::error::Error;
+use crate::cli::ls;
+use crate::cli::signer;
+use crate::cli::signer::Wanted;
+use crate::cli::text;
+use crate::cli::trusted_root;
+use crate::config::Config;
+use crate::fs::KitFs;
+use crate::kit::name::KitPath;
+use crate::kit::tree::Inode;
+use crate::kit::tree::NodeKind;
+use crate::trust;
+use crate::trust::Limits;
+use crate::trust::ModelSignature;
+use crate::trust::Part;
+
+/// Parts of files that are read at the same time.
+const AT_ONCE: usize = 4;
+
+/// A model signature that holds for the files of a kit.
+#[derive(Debug)]
+pub struct Held {
+    /// Who signed.
+    pub signer: String,
+    /// The directory of the kit that was signed.
+    pub root: KitPath,
+    /// Files of the kit that lie outside of it.
+    pub outside: usize,
+}
+
+/// Checks the files against the signature in `given`: a file of this host, else a path in the kit.
+pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held, Error> {
+    let wanted = Wanted::new(&config.policy.keys, &config.policy.identity)?;
+    let root = trusted_root::in_use(config, config.policy.trusted_root.as_deref())?;
+    let limits = Limits::default();
+    let (bundle, within) = match Path::new(given).is_file() {
+        true => (signer::read(Path::new(given), limits.attestation)?, None),
+        false => {
+            let (bundle, path) = read_in_kit(files, given, limits.attestation).await?;
+            (bundle, Some(path))
+        }
+    };
+    let found = given.to_string_lossy();
+    let refused = |why: String| Error::Bundle { bundle: given.into(), why };
+    let (signatures, rejected) = trust::examine_model(&bundle, &found, &wanted.keys, &root, &limits);
+    let (by_wanted, by_others): (Vec<_>, Vec<_>) =
+        signatures.into_iter().partition(|signature| wanted.accepts(signature.endorsement.signer()));
+    let Some(ModelSignature { endorsement, manifest }) = by_wanted.into_iter().next() else {
+        let others = by_others
+            .iter()
+            .map(|other| format!("it is by {}, who is not asked for", other.endorsement.signer().name()));
+        let reasons: Vec<_> = rejected.into_iter().map(|rejected| rejected.reason).chain(others).collect();
+        return Err(refused(reasons.join("; ")));
+    };
+    let listed = files.tree().walk(Inode::ROOT).filter_map(|inode| {
+        let node = files.tree().node(inode)?;
+        match node.kind {
+            NodeKind::Dir { .. } => None,
+            _ => Some((files.tree().path(inode)?, node.size)),
+        }
+    });
+    let plan = manifest.plan(&listed.collect(), within.as_ref())?;
+    let checks = plan.parts.iter().map(|part| check_part(files, part));
+    stream::iter(checks).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    Ok(Held { signer: text::line(&endorsement.signer().name()), root: plan.root, outside: plan.outside })
+}
+
+async fn check_part(files: &KitFs, part: &Part) -> Result<(), Error> {
+    let Some(inode) = files.tree().find(&part.path) else { return Ok(part.check().finish()?) };
+    let mut check = part.check();
+    let mut pieces = pin!(cat::pieces_of(files, inode, part.range.clone()));
+    while let Some(piece) = pieces.try_next().await? {
+        check.update(&piece);
+    }
+    Ok(check.finish()?)
+}
+
+async fn read_in_kit(files: &KitFs, path: &OsStr, limit: u64) -> Result<(Vec<u8>, KitPath), Error> {
+    let reference = files.kit().first().map(|link| link.reference.clone()).unwrap_or_default();
+    let inode = ls::find(files, &reference, path)?;
+    let size = files.tree().node(inode).map_or(0, |node| node.size);
+    if size > limit {
+        let why = format!("it has {size} bytes, and at most {limit} are read");
+        return Err(Error::Bundle { bundle: path.into(), why });
+    }
+    let mut content = Vec::new();
+    let mut pieces = pin!(cat::pieces(files, inode));
+    while let Some(piece) = pieces.try_next().await? {
+        content.extend_from_slice(&piece);
+    }
+    let parsed = KitPath::parse(path.as_bytes()).unwrap_or_else(|_| cat::path_of(files, inode));
+    Ok((content, parsed))
+}
