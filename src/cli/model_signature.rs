@@ -48,7 +48,11 @@ pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held
     let root = trusted_root::in_use(config, config.policy.trusted_root.as_deref())?;
     let limits = Limits::default();
     let (bundle, within) = match Path::new(given).is_file() {
-        true => (signer::read(Path::new(given), limits.attestation)?, None),
+        true => {
+            let bundle = signer::read(Path::new(given), limits.attestation)?;
+            let copy = copy_in_kit(files, Path::new(given), &bundle).await?;
+            (bundle, copy)
+        }
         false => {
             let (bundle, path) = read_in_kit(files, given, limits.attestation).await?;
             (bundle, Some(path))
@@ -68,10 +72,8 @@ pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held
     };
     let listed = files.tree().walk(Inode::ROOT).filter_map(|inode| {
         let node = files.tree().node(inode)?;
-        match node.kind {
-            NodeKind::Dir { .. } => None,
-            _ => Some((files.tree().path(inode)?, node.size)),
-        }
+        let is_dir = matches!(node.kind, NodeKind::Dir { .. });
+        if is_dir { None } else { Some((files.tree().path(inode)?, node.size)) }
     });
     let plan = manifest.plan(&listed.collect(), within.as_ref())?;
     let checks = plan.parts.iter().map(|part| check_part(files, part));
@@ -89,6 +91,27 @@ async fn check_part(files: &KitFs, part: &Part) -> Result<(), Error> {
     Ok(check.finish()?)
 }
 
+/// Where in the kit the same signature lies too, under the same name: it cannot have signed itself.
+async fn copy_in_kit(files: &KitFs, given: &Path, bundle: &[u8]) -> Result<Option<KitPath>, Error> {
+    let Some(name) = given.file_name() else { return Ok(None) };
+    for inode in files.tree().walk(Inode::ROOT) {
+        let is_like = files.tree().node(inode).is_some_and(|node| node.size == bundle.len() as u64);
+        if is_like && files.tree().name(inode) == Some(name.as_bytes()) && content(files, inode).await? == bundle {
+            return Ok(files.tree().path(inode));
+        }
+    }
+    Ok(None)
+}
+
+async fn content(files: &KitFs, inode: Inode) -> Result<Vec<u8>, Error> {
+    let mut content = Vec::new();
+    let mut pieces = pin!(cat::pieces(files, inode));
+    while let Some(piece) = pieces.try_next().await? {
+        content.extend_from_slice(&piece);
+    }
+    Ok(content)
+}
+
 async fn read_in_kit(files: &KitFs, path: &OsStr, limit: u64) -> Result<(Vec<u8>, KitPath), Error> {
     let reference = files.kit().first().map(|link| link.reference.clone()).unwrap_or_default();
     let inode = ls::find(files, &reference, path)?;
@@ -97,11 +120,5 @@ async fn read_in_kit(files: &KitFs, path: &OsStr, limit: u64) -> Result<(Vec<u8>
         let why = format!("it has {size} bytes, and at most {limit} are read");
         return Err(Error::Bundle { bundle: path.into(), why });
     }
-    let mut content = Vec::new();
-    let mut pieces = pin!(cat::pieces(files, inode));
-    while let Some(piece) = pieces.try_next().await? {
-        content.extend_from_slice(&piece);
-    }
-    let parsed = KitPath::parse(path.as_bytes()).unwrap_or_else(|_| cat::path_of(files, inode));
-    Ok((content, parsed))
+    Ok((content(files, inode).await?, cat::path_of(files, inode)))
 }

@@ -239,3 +239,93 @@ pub enum InvalidKey {
     #[error("{0} is not supported")]
     Unsupported(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::encoding::AsDer;
+    use aws_lc_rs::encoding::PublicKeyX509Der;
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::rsa::KeySize;
+    use aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1_SIGNING;
+    use aws_lc_rs::signature::ECDSA_P384_SHA384_ASN1_SIGNING;
+    use aws_lc_rs::signature::ECDSA_P521_SHA256_ASN1_SIGNING;
+    use aws_lc_rs::signature::ECDSA_P521_SHA512_ASN1_SIGNING;
+    use aws_lc_rs::signature::EcdsaKeyPair;
+    use aws_lc_rs::signature::Ed25519KeyPair;
+    use aws_lc_rs::signature::KeyPair as _;
+    use aws_lc_rs::signature::RSA_PKCS1_SHA256;
+    use aws_lc_rs::signature::RSA_PKCS1_SHA512;
+    use aws_lc_rs::signature::RSA_PSS_SHA256;
+    use aws_lc_rs::signature::RSA_PSS_SHA384;
+    use aws_lc_rs::signature::RsaKeyPair;
+
+    use super::*;
+
+    const MESSAGE: &[u8] = b"a message";
+
+    /// Holds for the message, for its digest alone, and for nothing else.
+    fn check(spki: &impl AsDer<PublicKeyX509Der<'static>>, kind: KeyKind, signature: &[u8]) {
+        let key = PublicKey::from_der(spki.as_der().unwrap().as_ref()).unwrap();
+        assert_eq!(key.kind(), kind);
+        assert_eq!(key.verifies(&Message::of(MESSAGE), signature), Holds::Yes);
+        assert_eq!(key.verifies(&Message::of(b"another"), signature), Holds::No);
+        assert_eq!(key.verifies(&Message::of(MESSAGE), b""), Holds::No);
+        let mut flipped = signature.to_vec();
+        flipped[signature.len() / 2] ^= 1;
+        assert_eq!(key.verifies(&Message::of(MESSAGE), &flipped), Holds::No);
+        let read = Message::read(MESSAGE).unwrap();
+        let expected = if kind == KeyKind::Ed25519 { Holds::Unknown } else { Holds::Yes };
+        assert_eq!(key.verifies(&read, signature), expected);
+    }
+
+    #[test]
+    fn ecdsa_holds_with_the_hashes_that_signers_use() {
+        let random = SystemRandom::new();
+        for (algorithm, kind) in [
+            (&ECDSA_P256_SHA256_ASN1_SIGNING, KeyKind::P256),
+            (&ECDSA_P384_SHA384_ASN1_SIGNING, KeyKind::P384),
+            (&ECDSA_P521_SHA512_ASN1_SIGNING, KeyKind::P521),
+            (&ECDSA_P521_SHA256_ASN1_SIGNING, KeyKind::P521),
+        ] {
+            let pair = EcdsaKeyPair::generate(algorithm).unwrap();
+            check(pair.public_key(), kind, pair.sign(&random, MESSAGE).unwrap().as_ref());
+        }
+    }
+
+    #[test]
+    fn rsa_holds_with_both_paddings() {
+        let random = SystemRandom::new();
+        let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        for padding in [&RSA_PKCS1_SHA256, &RSA_PKCS1_SHA512, &RSA_PSS_SHA256, &RSA_PSS_SHA384] {
+            let mut signature = vec![0; pair.public_modulus_len()];
+            pair.sign(padding, &random, MESSAGE, &mut signature).unwrap();
+            check(pair.public_key(), KeyKind::Rsa, &signature);
+        }
+    }
+
+    #[test]
+    fn ed25519_holds_pure_and_over_a_hash() {
+        let pair = Ed25519KeyPair::generate().unwrap();
+        check(pair.public_key(), KeyKind::Ed25519, pair.sign(MESSAGE).as_ref());
+        // RFC 8032, 7.3: Ed25519ph of "abc".
+        let spki = "302a300506032b6570032100ec172b93ad5e563bf4932c70e1245034c35467ef2efd4d64ebf819683467e2bf";
+        let key = PublicKey::from_der(&hex::decode(spki).unwrap()).unwrap();
+        let signature = "98a70222f0b8121aa9d30f813d683f809e462b469c7ff87639499bb94e6dae41\
+                         31f85042463c2a355a2003d062adf5aaa10b8c61e636062aaad11c2a26083406";
+        let signature = hex::decode(signature.replace(char::is_whitespace, "")).unwrap();
+        assert_eq!(key.verifies(&Message::of(b"abc"), &signature), Holds::Yes);
+        assert_eq!(key.verifies(&Message::of(b"abd"), &signature), Holds::No);
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        for text in ["", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
+            assert!(PublicKey::from_pem(text.as_bytes()).is_err(), "{text}");
+        }
+        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(PublicKey::from_pem(pem.as_bytes()), Err(InvalidKey::NoPem(_))));
+        let point_at_infinity =
+            hex::decode(format!("302a300506032b6570032100{}", "01".to_owned() + &"00".repeat(31))).unwrap();
+        assert!(PublicKey::from_der(&point_at_infinity).is_err());
+    }
+}

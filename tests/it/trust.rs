@@ -297,3 +297,217 @@ fn repeat_signature(from: &Path, to: &Path, count: usize) {
     std::fs::write(to.join("index.json"), index.to_string()).unwrap();
     std::fs::write(to.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
 }
+
+/// A registry that answers as it is told to, one request a connection, and says what it was asked.
+struct Script {
+    host: String,
+    asked: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+/// Status, further headers, body.
+type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
+
+impl Script {
+    fn run(answer: impl Fn(&str) -> Answer + Send + 'static) -> Self {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let log = std::sync::Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                // Whoever tries TLS first sends no line that is text.
+                let Some(first) = lines.next().filter(|line| line.contains("HTTP/1.1")) else { continue };
+                lines.take_while(|line| !line.is_empty()).for_each(drop);
+                let target = first.split(' ').nth(1).unwrap_or_default().to_owned();
+                log.lock().unwrap().push(target.clone());
+                let (status, headers, body) = answer(&target);
+                let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+                let length = body.len();
+                let head =
+                    format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n");
+                stream.write_all(head.as_bytes()).ok();
+                if !first.starts_with("HEAD ") {
+                    stream.write_all(&body).ok();
+                }
+            }
+        });
+        Self { host, asked }
+    }
+
+    fn collect(&self, manifest: &Digest) -> Result<Material, kitfs::trust::TrustError> {
+        let reference: Reference = format!("{}/kit@{manifest}", self.host).parse().unwrap();
+        let timeout = Duration::from_secs(3);
+        let options = Options { plain_http: true, ca_cert: Vec::new(), registry_config: None, timeout };
+        runtime().block_on(async {
+            let source = Source::open(&reference, &options, &Buffers::new(1)).await.unwrap();
+            Material::collect(&source, manifest, &Limits::default()).await
+        })
+    }
+}
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+fn index_of(digests: &[Digest]) -> Vec<u8> {
+    let manifests: Vec<_> = digests.iter().map(|digest| serde_json::json!({"digest": digest, "size": 1})).collect();
+    serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).to_string().into_bytes()
+}
+
+#[test]
+fn a_registry_that_fails_is_not_one_without_signatures() {
+    let manifest = Digest::of(b"kit");
+    for (failing, status, exit) in [
+        (".sig", 500, 7),
+        (".att", 403, 4),
+        ("/referrers/", 503, 7),
+        ("/referrers/", 403, 4),
+        ("/manifests/sha256-", 401, 4),
+        ("/referrers/", 401, 4),
+    ] {
+        let script = Script::run(move |target| match target.contains(failing) {
+            true => (status, Vec::new(), Vec::new()),
+            false => (404, Vec::new(), Vec::new()),
+        });
+        let error = script.collect(&manifest).unwrap_err();
+        assert_eq!(error.fault().exit_code(), exit, "{failing} {status}: {error:?}");
+    }
+    let nothing = Script::run(|_| (404, Vec::new(), Vec::new()));
+    assert!(nothing.collect(&manifest).unwrap().is_empty());
+}
+
+#[test]
+fn a_list_of_referrers_is_read_page_by_page() {
+    let bundle = b"{}".to_vec();
+    let referrer = |number: u8| {
+        let layer = serde_json::json!({
+            "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "digest": Digest::of(b"{}"), "size": 2,
+        });
+        serde_json::json!({"layers": [layer], "annotations": {"number": number.to_string()}}).to_string().into_bytes()
+    };
+    let (first, second) = (referrer(1), referrer(2));
+    let (of_first, of_second) = (Digest::of(&first), Digest::of(&second));
+    let script = Script::run(move |target| {
+        let kind = vec![("Content-Type", INDEX.to_owned())];
+        let next = ("Link", r#"</v2/kit/referrers/x?n=1&last=a>; rel="next""#.to_owned());
+        match target {
+            _ if target.contains("/referrers/") && target.ends_with("last=a") => (200, kind, index_of(&[of_second])),
+            _ if target.contains("/referrers/") => (200, [kind, vec![next]].concat(), index_of(&[of_first])),
+            _ if target.ends_with(&of_first.to_string()) => (200, Vec::new(), first.clone()),
+            _ if target.ends_with(&of_second.to_string()) => (200, Vec::new(), second.clone()),
+            _ if target.contains("/blobs/") => (200, Vec::new(), bundle.clone()),
+            _ => (404, Vec::new(), Vec::new()),
+        }
+    });
+    let manifest = Digest::of(b"kit");
+    let material = script.collect(&manifest).unwrap();
+    let findings = examine(&material, &manifest, &[], &TrustedRoot::embedded().unwrap(), &Limits::default());
+    assert_eq!(findings.rejected.len(), 2, "{findings:?}");
+    let asked = script.asked.lock().unwrap();
+    assert!(asked.iter().any(|target| target.starts_with(&format!("/v2/kit/referrers/{manifest}?n=1"))), "{asked:?}");
+}
+
+#[test]
+fn a_bundle_with_a_flipped_bit_never_names_another_signer() {
+    use kitfs::trust::{Message, examine_artifact};
+    let Some(table) = Table::open() else { return };
+    let root = TrustedRoot::from_file(&table.folder.join("trusted_root.json")).unwrap();
+    let keys = [PublicKey::from_pem(&std::fs::read(table.folder.join("keys/p256.pub")).unwrap()).unwrap()];
+    let artifact = std::fs::read(table.folder.join("blobs/artifact.bin")).unwrap();
+    let message = Message::of(&artifact);
+    for name in ["key.json", "key-rekor1.json", "email-rekor1.json", "email-rekor2.json"] {
+        let bundle = std::fs::read(table.folder.join("blobs").join(name)).unwrap();
+        let who = |bundle: &[u8]| -> Vec<String> {
+            let material = Material::of_bundle(bundle, name);
+            let findings = examine_artifact(&material, &message, &keys, &root, &Limits::default());
+            findings.endorsements.iter().map(|it| it.signer().name()).collect()
+        };
+        let signer = who(&bundle);
+        assert_eq!(signer.len(), 1, "{name}");
+        for at in (0..bundle.len()).step_by(5) {
+            let mut flipped = bundle.clone();
+            flipped[at] ^= 1 << (at % 8);
+            let found = who(&flipped);
+            assert!(found.is_empty() || found == signer, "{name} {at}: {found:?}");
+            assert!(who(&bundle[..at]).is_empty(), "{name} cut at {at}");
+        }
+    }
+}
+
+/// A bundle as model-signing writes it: an envelope by a key, and nothing else.
+fn model_bundle(pair: &aws_lc_rs::signature::EcdsaKeyPair, statement: &Value) -> Vec<u8> {
+    use base64::Engine as _;
+    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let (kind, payload) = ("application/vnd.in-toto+json", statement.to_string());
+    let signed = format!("DSSEv1 {} {kind} {} {payload}", kind.len(), payload.len());
+    let signature = pair.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).unwrap();
+    serde_json::json!({
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "verificationMaterial": {"publicKey": {"hint": "x"}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64(payload.as_bytes()), "payloadType": kind,
+            "signatures": [{"sig": base64(signature.as_ref()), "keyid": null}],
+        },
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[test]
+fn a_model_signature_is_checked_against_the_files_of_the_kit() {
+    use crate::support::kit::{Base, Kit, Layout, file};
+    use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+    use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+    use base64::Engine as _;
+    let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING).unwrap();
+    let spki: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
+    let (weights, code) = (vec![7; 300_000], b"print()".to_vec());
+    let signed = |parts: &[(&str, &[u8])], method: &str| {
+        let hash = |bytes: &[u8]| Digest::of(bytes).hex();
+        let all: Vec<u8> = parts.iter().flat_map(|(_, bytes)| hex::decode(hash(bytes)).unwrap()).collect();
+        let resources: Vec<_> = parts
+            .iter()
+            .map(|(name, bytes)| serde_json::json!({"name": name, "algorithm": "sha256", "digest": hash(bytes)}))
+            .collect();
+        let statement = serde_json::json!({
+            "_type": "https://in-toto.io/Statement/v1", "predicateType": "https://model_signing/signature/v1.0",
+            "subject": [{"name": "m", "digest": {"sha256": hash(&all)}}],
+            "predicate": {"serialization": {"method": method, "hash_type": "sha256", "shard_size": 200_000,
+                                            "allow_symlinks": false}, "resources": resources},
+        });
+        model_bundle(&pair, &statement)
+    };
+    let good = signed(&[("run.py", &code), ("weights.bin", &weights)], "files");
+    let shards = [
+        ("run.py:0:7", &code[..]),
+        ("weights.bin:0:200000", &weights[..200_000]),
+        ("weights.bin:200000:300000", &weights[200_000..]),
+    ];
+    let kitfs = Kitfs::new();
+    let key = kitfs.path("model.pub");
+    let pem = base64::engine::general_purpose::STANDARD.encode(spki.as_ref());
+    std::fs::write(&key, format!("-----BEGIN PUBLIC KEY-----\n{pem}\n-----END PUBLIC KEY-----\n")).unwrap();
+    let kit = |name: &str, weights: &[u8], signature: &[u8]| {
+        let files = [file("m/run.py", code.clone()), file("m/weights.bin", weights), file("m/model.sig", signature)];
+        let packed = Kit::named(name).with(Base::Model, "m", files).pack();
+        Layout::of(kitfs.path(name), &packed).reference("1")
+    };
+    let verify = |reference: &str, signature: &str| {
+        let key = key.to_str().unwrap();
+        kitfs.run(&["verify", reference, "--key", key, "--model-signature", signature])
+    };
+    let reference = kit("good", &weights, &good);
+    verify(&reference, "m/model.sig").expect(0);
+    verify(&reference, "m/absent.sig").expect(3);
+    verify(&kit("shards", &weights, &signed(&shards, "shards")), "m/model.sig").expect(0);
+    let mut other = weights.clone();
+    other[250_000] ^= 1;
+    verify(&kit("other", &other, &good), "m/model.sig").expect(5).says("got sha256:");
+    verify(&kit("other-shards", &other, &signed(&shards, "shards")), "m/model.sig").expect(5);
+    verify(&kit("longer", &[&weights[..], b"x"].concat(), &signed(&shards, "shards")), "m/model.sig").expect(5);
+    verify(&kit("more", &weights, &signed(&[("weights.bin", &weights)], "files")), "m/model.sig").expect(6);
+    let outside = kitfs.path("model.sig");
+    std::fs::write(&outside, &good).unwrap();
+    verify(&reference, outside.to_str().unwrap()).expect(0);
+    kitfs.run(&["verify", &reference, "--model-signature", "m/model.sig"]).expect(2);
+}
