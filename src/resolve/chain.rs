@@ -155,6 +155,10 @@ impl<'a> Chain<'a> {
 
     /// Where a policy demands a log of what happens, nothing goes on that is not in it.
     async fn tell_decided(&self, name: &Name<'_>, decision: &Decision) -> Result<(), ResolveError> {
+        // Where nobody was asked nothing was decided.
+        if decision.verdict() == policy::Verdict::None {
+            return Ok(());
+        }
         let event = Event::Decision {
             kit: audit::Kit { reference: name.reference.clone(), digest: *decision.digest() },
             verdict: decision.verdict().name().into(),
