@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use lru::LruCache;
 
+use crate::audit::Event;
 use crate::buffers::BUFFER;
 use crate::kit::index::Index;
 use crate::layers::Layer;
@@ -82,7 +83,8 @@ impl Chunks {
         index: &Verified<Index>,
         range: &Range<u64>,
     ) -> Result<Option<Verified<Bytes>>, ChunkError> {
-        let tree = index.part(|index| index.tree(file.entry))
+        let tree = index
+            .part(|index| index.tree(file.entry))
             .filter(|tree| tree.size == file.size)
             .ok_or_else(|| ChunkError::Lost { layer: *file.layer.digest() })?;
         match self.read_object(&tree, range) {
@@ -92,6 +94,15 @@ impl Chunks {
                 if let WitnessError::Mismatch(mismatch) = &error {
                     trouble.expected = Some(mismatch.expected.clone());
                     trouble.actual = Some(mismatch.actual.clone());
+                    self.workshop.audit.record_soon(Event::Mismatch {
+                        reference: file.layer.kit.reference.clone(),
+                        digest: Some(file.layer.kit.digest),
+                        layer: Some(*file.layer.digest()),
+                        expected: mismatch.expected.clone(),
+                        actual: mismatch.actual.clone(),
+                        source: "cache".into(),
+                        repeated: 0,
+                    });
                 }
                 trouble.layer = Some(file.layer.digest().to_string());
                 trouble.source = Some("cache".into());

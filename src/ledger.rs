@@ -123,7 +123,9 @@ impl Ledger {
                 "{}",
                 trouble.message
             ),
-            _ => tracing::warn!(path = trouble.path.as_deref(), layer = trouble.layer.as_deref(), "{}", trouble.message),
+            _ => {
+                tracing::warn!(path = trouble.path.as_deref(), layer = trouble.layer.as_deref(), "{}", trouble.message)
+            }
         }
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
     }

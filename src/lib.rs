@@ -16,6 +16,7 @@ pub mod layers;
 pub mod source;
 pub mod store;
 pub mod kit;
+pub mod audit;
 pub mod ledger;
 pub mod fault;
 pub mod verify;

@@ -76,6 +76,11 @@ impl Reference {
         if text.starts_with("oci:") || text.starts_with("kit:") {
             return Err(InvalidReference::new(text, "a parent must be in a registry or beside its kit"));
         }
+        Self::parse_name(text)
+    }
+
+    /// Parses a name as KitOps does: without a host, it is one in the local store.
+    fn parse_name(text: &str) -> Result<RegistryReference, InvalidReference> {
         let (name, version) = split_version(text, text)?;
         let (host, repository) = match name.split_once('/') {
             Some((first, rest)) if is_host(first) => (first, rest),
@@ -113,7 +118,7 @@ impl Reference {
     }
 
     fn parse_kitops(text: &str, rest: &str) -> Result<Self, InvalidReference> {
-        let RegistryReference { host, repository, version } = Self::parse_parent(rest)
+        let RegistryReference { host, repository, version } = Self::parse_name(rest)
             .map_err(|InvalidReference { why, .. }| InvalidReference { text: text.into(), why })?;
         Ok(Self::Kitops { name: KitopsName { host, repository }, version })
     }
@@ -294,6 +299,7 @@ mod tests {
             "oci:layout",
             &format!("oci:./x:y/layout@{DIGEST}"),
             "kit:child:v1",
+            "kit:kit:v1",
             &format!("kit:ghcr.io/acme/child@{DIGEST}"),
         ] {
             let reference: Reference = text.parse().unwrap_or_else(|e| panic!("{e}"));

@@ -17,6 +17,7 @@ use clap::builder::PossibleValuesParser;
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
 
+use crate::audit;
 use crate::config::Kind;
 use crate::config::SETTINGS;
 use crate::config::Scope;
@@ -152,6 +153,9 @@ pub enum Task {
     /// The Sigstore roots in use
     #[command(subcommand, arg_required_else_help = true)]
     TrustedRoot(TrustedRootTask),
+    /// Read and check the audit log
+    #[command(subcommand, arg_required_else_help = true)]
+    Audit(AuditTask),
     /// Say what this host can do, and what to change
     Doctor,
 }
@@ -177,6 +181,45 @@ pub enum PolicyTask {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+}
+
+/// What is to be done with the audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum AuditTask {
+    /// Show what happened, the first first
+    Show(Filters),
+    /// Check that no line was changed, removed, added or moved, and print the head
+    Verify {
+        /// A head that the log had once, kept elsewhere: it must still be in the log
+        #[arg(long, value_name = "sha256:HEX", env = "KITFS_HEAD")]
+        head: Option<String>,
+        /// The head of the files that were archived and are not here any more: the log must begin behind it
+        #[arg(long, value_name = "sha256:HEX", env = "KITFS_START")]
+        start: Option<String>,
+        /// Sign the head with this private key (PEM, PKCS#8: ECDSA P-256 or P-384, Ed25519)
+        #[arg(long, value_name = "FILE", env = "KITFS_SIGN_KEY")]
+        sign_key: Option<PathBuf>,
+    },
+}
+
+/// Which lines of the audit log are shown: those that meet every filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct Filters {
+    /// Of this kit: a reference, or the beginning of one up to a `:`, `@` or `/`
+    #[arg(long, value_name = "REF", env = "KITFS_KIT")]
+    pub kit: Option<String>,
+    /// With this digest, or the beginning of one, for kit, layer or content
+    #[arg(long, value_name = "DIGEST", env = "KITFS_DIGEST")]
+    pub digest: Option<String>,
+    /// Not before: 2026-01-31T12:00:00Z, 2026-01-31, or a time ago (2h)
+    #[arg(long, value_name = "TIME", env = "KITFS_SINCE")]
+    pub since: Option<String>,
+    /// Before
+    #[arg(long, value_name = "TIME", env = "KITFS_UNTIL")]
+    pub until: Option<String>,
+    /// Of this kind (repeatable)
+    #[arg(long, value_name = "EVENT", env = "KITFS_EVENT", value_parser = PossibleValuesParser::new(audit::NAMES))]
+    pub event: Vec<String>,
 }
 
 /// What is to be done with the store.

@@ -10,7 +10,7 @@ use crate::cli::documents::CacheList;
 use crate::cli::documents::CachePruning;
 use crate::cli::documents::CacheVerification;
 use crate::cli::documents::CachedLayer;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::print;
 use crate::config::Output;

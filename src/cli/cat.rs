@@ -12,7 +12,7 @@ use futures_util::TryStreamExt;
 use futures_util::stream;
 
 use crate::buffers::BUFFER;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::ls;
 use crate::cli::progress;
@@ -55,11 +55,7 @@ pub fn pieces(files: &KitFs, inode: Inode) -> impl Stream<Item = Result<Verified
 }
 
 /// Some bytes of a file, which has at least so many, in order and in proved pieces.
-pub fn pieces_of(
-    files: &KitFs,
-    inode: Inode,
-    range: Range<u64>,
-) -> impl Stream<Item = Result<Verified<Bytes>, Error>> {
+pub fn pieces_of(files: &KitFs, inode: Inode, range: Range<u64>) -> impl Stream<Item = Result<Verified<Bytes>, Error>> {
     let size = range.end;
     let starts = range.step_by(BUFFER);
     let read = move |start: u64| async move {

@@ -8,7 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::audit::SignedHead;
 use crate::digest::Digest;
+use crate::mounts::Status;
 use crate::policy::Condition;
 use crate::policy::Shown;
 use crate::policy::Verdict;
@@ -275,6 +277,35 @@ pub struct InspectedLayer {
     pub kit: Digest,
 }
 
+/// What `mount` prints.
+#[derive(Debug, Serialize)]
+pub struct Mounted {
+    /// Where it is mounted.
+    pub directory: String,
+    /// The reference as it was given.
+    pub reference: String,
+    /// The digest of the manifest.
+    pub digest: Digest,
+    /// What said so.
+    pub resolved: Resolved,
+}
+
+/// What `umount` prints.
+#[derive(Debug, Serialize)]
+pub struct Unmounted {
+    /// Where it was mounted.
+    pub directory: String,
+    /// The processes that use it still.
+    pub used_by: Vec<u32>,
+}
+
+/// What `status` prints.
+#[derive(Debug, Serialize)]
+pub struct MountList {
+    /// The mounts, by directory.
+    pub mounts: Vec<Status>,
+}
+
 /// What `export` prints.
 #[derive(Debug, Serialize)]
 pub struct Export {
@@ -354,6 +385,25 @@ pub struct CachePruning {
     pub freed: u64,
     /// Bytes that the store still takes.
     pub bytes: u64,
+}
+
+/// What `audit verify` prints.
+#[derive(Debug, Serialize)]
+pub struct AuditVerification {
+    /// Whether the log is whole.
+    pub ok: bool,
+    /// How many lines hold.
+    pub lines: u64,
+    /// The hash of the last of them.
+    pub head: Option<Digest>,
+    /// What does not hold.
+    pub error: Option<String>,
+    /// The log.
+    pub file: String,
+    /// What should be known although everything holds.
+    pub notes: Vec<String>,
+    /// The head, signed, if that was asked for.
+    pub signed_head: Option<SignedHead>,
 }
 
 /// What `doctor` prints.

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use crate::cli::error::Error;
+use crate::audit::SigningError;
+use crate::cli::failure::Error;
 use crate::fault::Fault;
 
 /// How a command ended, as scripts see it.
@@ -72,14 +73,23 @@ impl Exit {
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {
         match error {
-            Error::Usage(_) | Error::Config(_) | Error::Policy(_) | Error::Reference(_) | Error::Log(_) | Error::Target { .. } | Error::Path { .. } => {
-                Self::Usage
-            }
+            Error::Usage(_)
+            | Error::Config(_)
+            | Error::Policy(_)
+            | Error::Reference(_)
+            | Error::Log(_)
+            | Error::Target { .. }
+            | Error::Path { .. } => Self::Usage,
             Error::NoSuchPath { .. } => Self::NotFound,
-            Error::Damaged { .. } | Error::Manifest { .. } => Self::Mismatch,
+            Error::Damaged { .. } | Error::Manifest { .. } | Error::AuditBroken { .. } => Self::Mismatch,
+            // A key that cannot be read or used is one that was named wrongly.
+            Error::Signing(SigningError::Unreadable { .. } | SigningError::NoKey { .. }) => Self::Usage,
             Error::Store(_)
+            | Error::Signing(SigningError::Failed)
+            | Error::AuditUnreadable { .. }
             | Error::Look(_)
             | Error::IsDirectory { .. }
+            | Error::Directory { .. }
             | Error::Write { .. }
             | Error::CannotMount
             | Error::Trial { .. }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::cli::documents::InspectedLayer;
 use crate::cli::documents::Inspection;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::print;
 use crate::cli::text;

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::TryStreamExt;
 use futures_util::stream;
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::progress;
 use crate::config::Config;
 use crate::fs::KitFs;
@@ -40,14 +40,16 @@ impl Kits {
     /// Opens the store that the configuration names, and reads the policies.
     pub fn open(config: Config) -> Result<Self, Error> {
         let folders = &config.folders;
-        let workshop = Workshop::open(&folders.cache, &folders.state, config.memory, config.source.timeout)?;
+        let workshop =
+            Workshop::open(&folders.cache, &folders.state, config.memory, config.source.timeout, config.audit.clone())?;
         let policies = Policies::load(&config.policy)?;
         Ok(Self { config, workshop, policies })
     }
 
     /// The same for a command whose options name who signed a model, and ask for no signature of the kit.
     pub fn open_for_model(config: Config) -> Result<Self, Error> {
-        let options = policy::Options { keys: Vec::new(), identity: policy::Identity::default(), ..config.policy.clone() };
+        let options =
+            policy::Options { keys: Vec::new(), identity: policy::Identity::default(), ..config.policy.clone() };
         let policies = Policies::load(&options)?;
         Ok(Self { policies, ..Self::open(config)? })
     }

@@ -9,7 +9,7 @@ use crate::cli::documents::Entry;
 use crate::cli::documents::EntryKind;
 use crate::cli::documents::Listing;
 use crate::cli::documents::PathText;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::print;
 use crate::cli::text;

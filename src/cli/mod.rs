@@ -4,13 +4,14 @@
 //! goes wrong is printed here, once, as one line.
 
 mod arguments;
+mod audit;
 mod cache;
 mod cat;
 mod doctor;
 mod documents;
-mod error;
 mod exit;
 mod export;
+mod failure;
 mod inspect;
 mod kits;
 mod log;
@@ -38,8 +39,8 @@ use crate::cli::arguments::Invocation;
 use crate::cli::arguments::PolicyTask;
 use crate::cli::arguments::Task;
 use crate::cli::documents::Verification;
-use crate::cli::error::Error;
 use crate::cli::exit::Exit;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::log::Place;
 use crate::cli::ls::Depth;
@@ -83,6 +84,7 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
         Task::Status { directory } => mount::status(&config, directory.as_deref()),
         Task::Cache(task) => cache::run(&Kits::open(config)?, task),
         Task::Policy(PolicyTask::Check { file }) => policy::check(&file, config.output),
+        Task::Audit(task) => audit::run(&config, task),
         task => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;
             let result = runtime.block_on(with_kits(config, task));
@@ -109,25 +111,32 @@ async fn with_kits(config: Config, task: Task) -> Result<(), Error> {
         }
         (Err(error), _) => return Err(error),
     };
+    let result = carry_out_with(&kits, task).await;
+    kits.workshop().audit.flush();
+    result
+}
+
+async fn carry_out_with(kits: &Kits, task: Task) -> Result<(), Error> {
     match task {
         Task::Ls { reference, path, long, recursive } => {
             let detail = if long { Detail::Long } else { Detail::Path };
             let depth = if recursive { Depth::Everything } else { Depth::Children };
-            ls::run(&kits, &reference, path.as_deref(), detail, depth).await
+            ls::run(kits, &reference, path.as_deref(), detail, depth).await
         }
-        Task::Cat { reference, path } => cat::run(&kits, &reference, &path).await,
-        Task::Export { reference, directory } => export::run(&kits, &reference, &directory).await,
-        Task::Inspect { reference } => inspect::run(&kits, &reference).await,
+        Task::Cat { reference, path } => cat::run(kits, &reference, &path).await,
+        Task::Export { reference, directory } => export::run(kits, &reference, &directory).await,
+        Task::Inspect { reference } => inspect::run(kits, &reference).await,
         Task::Verify { reference, model_signature } => {
-            verify::run(&kits, &reference, Purpose::Check, model_signature.as_deref()).await
-        },
-        Task::Pull { reference } => verify::run(&kits, &reference, Purpose::Keep, None).await,
-        Task::Policy(PolicyTask::Explain { reference }) => policy::explain(&kits, &reference).await,
-        Task::Policy(PolicyTask::Test { file }) => policy::test(&kits, &file).await,
+            verify::run(kits, &reference, Purpose::Check, model_signature.as_deref()).await
+        }
+        Task::Pull { reference } => verify::run(kits, &reference, Purpose::Keep, None).await,
+        Task::Policy(PolicyTask::Explain { reference }) => policy::explain(kits, &reference).await,
+        Task::Policy(PolicyTask::Test { file }) => policy::test(kits, &file).await,
         Task::Mount { .. }
         | Task::Umount { .. }
         | Task::Status { .. }
         | Task::Cache(_)
+        | Task::Audit(_)
         | Task::Policy(PolicyTask::Check { .. })
         | Task::VerifyBundle(_)
         | Task::TrustedRoot(_)

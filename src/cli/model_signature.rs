@@ -64,7 +64,9 @@ pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held
     let (by_wanted, by_others): (Vec<_>, Vec<_>) =
         signatures.into_iter().partition(|signature| wanted.accepts(signature.endorsement.signer()));
     let Some(ModelSignature { endorsement, manifest }) = by_wanted.into_iter().next() else {
-        let others = by_others.iter().map(|other| format!("it is by {}, who is not asked for", other.endorsement.signer().name()));
+        let others = by_others
+            .iter()
+            .map(|other| format!("it is by {}, who is not asked for", other.endorsement.signer().name()));
         let reasons: Vec<_> = rejected.into_iter().map(|rejected| rejected.reason).chain(others).collect();
         return Err(refused(reasons.join("; ")));
     };

@@ -4,7 +4,11 @@ use std::io;
 use std::io::Write;
 use std::path::Path;
 
-use crate::cli::error::Error;
+use crate::cli::documents::MountList;
+use crate::cli::documents::Mounted;
+use crate::cli::documents::Unmounted;
+use crate::cli::failure::Error;
+use crate::cli::log;
 use crate::cli::print;
 use crate::cli::progress;
 use crate::cli::text;
@@ -13,6 +17,7 @@ use crate::config::Config;
 use crate::config::Output;
 use crate::mounts;
 use crate::mounts::AbsolutePath;
+use crate::mounts::AuditSettings;
 use crate::mounts::Decision;
 use crate::mounts::LogSettings;
 use crate::mounts::LogTarget;
@@ -30,6 +35,10 @@ use crate::reference::Reference;
 /// Mounts a kit, and stays if that was asked for.
 pub fn mount(config: &Config, reference: &str, directory: &Path) -> Result<(), Error> {
     let request = request(config, reference, directory)?;
+    if request.presence == Presence::Background {
+        log::check(&config.log, &config.folders.state).map_err(Error::Log)?;
+    }
+    let directory = request.directory.to_string_lossy().into_owned();
     let mut bar = progress::Bar::new("mounting");
     let mounted = mounts::mount(request, |progress| match progress {
         Progress::Step(step) => bar.say(&step),
@@ -37,7 +46,12 @@ pub fn mount(config: &Config, reference: &str, directory: &Path) -> Result<(), E
         Progress::Warning(warning) => bar.warn(&warning),
     });
     bar.finish();
-    mounted?.stay().map_err(Error::Stay)
+    let mounted = mounted?;
+    if config.output == Output::Json {
+        let (digest, resolved) = (mounted.summary.digest, mounted.summary.resolved);
+        print::json(&Mounted { directory, reference: reference.into(), digest, resolved })?;
+    }
+    mounted.stay().map_err(Error::Stay)
 }
 
 /// All that the processes of the mount need. They work in `/`, so every path is made absolute.
@@ -58,7 +72,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
         (Some(config::LogTarget::Syslog), _) => LogTarget::Syslog,
         (Some(config::LogTarget::Journal), _) => LogTarget::Journal,
         (None, Presence::Foreground) => LogTarget::Stderr,
-        (None, Presence::Background) => LogTarget::File(absolute(&folders.state.join("kitfs.log"))?),
+        (None, Presence::Background) => LogTarget::File(absolute(&log::default_file(&folders.state))?),
     };
     let level = config.log.level.unwrap_or(match presence {
         Presence::Foreground => tracing::Level::WARN,
@@ -96,6 +110,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
         memory: config.memory,
         read_timeout: source.timeout,
         log: LogSettings { target, level: level.to_string() },
+        audit: AuditSettings { file: absolute(&config.audit.file)?, copies: config.audit.copies.clone() },
         presence,
     })
 }
@@ -112,10 +127,15 @@ pub fn umount(config: &Config, directory: &Path) -> Result<(), Error> {
         let _nobody_reads = writeln!(
             io::stderr(),
             "kitfs: {} is unmounted, and served on for whoever still uses it: process {pids}",
-            directory.display()
+            text::line(&directory.to_string_lossy())
         );
     }
-    Ok(())
+    match config.output {
+        Output::Json => {
+            print::json(&Unmounted { directory: directory.to_string_lossy().into_owned(), used_by: unmounted.used_by })
+        }
+        Output::Text => Ok(()),
+    }
 }
 
 /// Shows one mount, or those of the state directory.
@@ -125,21 +145,15 @@ pub fn status(config: &Config, directory: Option<&Path>) -> Result<(), Error> {
         None => mounts::status_of_all(&config.folders.state)?,
     };
     match config.output {
-        Output::Json => print::json(&Mounts { mounts: &mounts }),
+        Output::Json => print::json(&MountList { mounts }),
         Output::Text => print::text(|out| mounts.iter().try_for_each(|mount| write_status(out, mount))),
     }
 }
 
-/// `status --output json`.
-#[derive(serde::Serialize)]
-struct Mounts<'a> {
-    mounts: &'a [Status],
-}
-
 fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
     let state = serde_json::to_value(mount.state).unwrap_or_default();
-    writeln!(out, "{}  {}", mount.directory, state.as_str().unwrap_or_default())?;
-    writeln!(out, "  kit       {}", mount.reference)?;
+    writeln!(out, "{}  {}", text::name(mount.directory.as_bytes()), state.as_str().unwrap_or_default())?;
+    writeln!(out, "  kit       {}", text::line(&mount.reference))?;
     writeln!(out, "  digest    {}", mount.digest)?;
     for signer in &mount.signers {
         writeln!(out, "  signed    {}", text::line(signer))?;
@@ -154,7 +168,7 @@ fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
     writeln!(out, "  process   {} held by {}, {} takeovers", mount.pid, mount.holder_pid, mount.takeovers)?;
     writeln!(out, "  since     {}", mount.mounted_at)?;
     match &mount.last_error {
-        Some(error) => writeln!(out, "  error     {} {}", error.time, error.message),
+        Some(error) => writeln!(out, "  error     {} {}", error.time, text::line(&error.message)),
         None => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ use crate::cli::documents::Explanation;
 use crate::cli::documents::PolicyCheck;
 use crate::cli::documents::PolicyTest;
 use crate::cli::documents::TestedCase;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::print;
 use crate::cli::text;

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::text::line;
 use crate::policy::Shown;
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use crate::audit;
+use crate::audit::Audit;
 use crate::cli::kits;
 use crate::cli::log;
 use crate::cli::log::Place;
@@ -49,6 +51,7 @@ use crate::resolve::Query;
 use crate::resolve::ResolveError;
 use crate::resolve::Signatures;
 use crate::source;
+use crate::store;
 use crate::trust::Limits;
 
 /// How often a person who waits for a mount is told how far it is.
@@ -81,13 +84,16 @@ impl Served for Service {
         predecessor: Option<Predecessor>,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Prepared<Self>, MountFailure> {
-        let failed = |fault: Fault, error: &dyn std::error::Error| MountFailure::new(fault.exit_code(), text::chain(error));
+        let failed =
+            |fault: Fault, error: &dyn std::error::Error| MountFailure::new(fault.exit_code(), text::chain(error));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .map_err(|error| failed(Fault::Other, &error))?;
-        let workshop = Workshop::open(&request.cache_dir, &request.state_dir, request.memory, request.read_timeout)
-            .map_err(|error| failed(Fault::Other, &error))?;
+        let audit = audit_settings(request);
+        let workshop =
+            Workshop::open(&request.cache_dir, &request.state_dir, request.memory, request.read_timeout, audit)
+                .map_err(|error| failed(Fault::Other, &error))?;
         let options = source::Options {
             plain_http: request.source.plain_http,
             ca_cert: request.source.ca_cert.iter().map(|path| path.to_path_buf()).collect(),
@@ -124,6 +130,25 @@ impl Served for Service {
         Ok(Prepared { served: Self { fs: Arc::new(fs), runtime, before, error_before }, tree, summary })
     }
 
+    fn mounted(&self) -> Result<(), MountFailure> {
+        let Some(link) = self.fs.kit().first() else { return Ok(()) };
+        let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
+        let recorded = self.fs.workshop().audit.record(audit::Event::Mounted { kit });
+        recorded.map_err(|error| MountFailure::new(error.fault().exit_code(), text::chain(&*error)))
+    }
+
+    fn unmounted(request: &MountRequest, summary: &Summary) {
+        let kit = audit::Kit { reference: request.reference.clone(), digest: summary.digest };
+        match store::local_key(&request.state_dir.join("key")) {
+            Ok(key) => {
+                let audit = Audit::new(audit_settings(request), &request.state_dir, key);
+                audit.record_soon(audit::Event::Unmounted { kit });
+                audit.flush();
+            }
+            Err(error) => tracing::error!("the end of the mount is not in the audit log: {}", text::chain(&error)),
+        }
+    }
+
     fn filesystem(self: &Arc<Self>, beat: Beat) -> Adapter {
         Adapter::new(Arc::clone(&self.fs), self.runtime.handle().clone(), move || beat.answered())
     }
@@ -142,6 +167,7 @@ impl Served for Service {
     }
 
     fn ended(&self) {
+        self.fs.workshop().audit.flush();
         tracing::info!("the mount has ended");
     }
 }
@@ -179,6 +205,9 @@ async fn open(
         tracing::warn!("{warning}");
         progress(Progress::Warning(warning.clone()));
     });
+    if let Some(error) = workshop.audit.trouble() {
+        progress(Progress::Warning(format!("events are missing from the audit log: {}", text::chain(&*error))));
+    }
     let layers = kit.layers(&workshop);
     let mut opening = std::pin::pin!(KitFs::open_layers(workshop, kit, layers.clone(), request.metadata));
     loop {
@@ -189,6 +218,14 @@ async fn open(
                 total: layers.iter().filter(|layer| layer.received() > 0).map(|layer| size(layer)).sum(),
             }),
         }
+    }
+}
+
+fn audit_settings(request: &MountRequest) -> audit::Settings {
+    audit::Settings {
+        file: request.audit.file.to_path_buf(),
+        copies: request.audit.copies.clone(),
+        directory: Some(request.directory.to_path_buf()),
     }
 }
 

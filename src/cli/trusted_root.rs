@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::arguments::TrustedRootTask;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::print;
 use crate::cli::text;
 use crate::config::Config;
@@ -44,7 +44,9 @@ pub fn in_use(config: &Config, given: Option<&Path>) -> Result<TrustedRoot, Erro
 pub fn run(config: &Config, task: TrustedRootTask) -> Result<(), Error> {
     let root = match task {
         TrustedRootTask::Show { trusted_root } => in_use(config, trusted_root.as_deref())?,
-        TrustedRootTask::Update { from: Some(path) } => TrustedRoot::from_file(&path)?.install(&config.folders.installed_root())?,
+        TrustedRootTask::Update { from: Some(path) } => {
+            TrustedRoot::from_file(&path)?.install(&config.folders.installed_root())?
+        }
         TrustedRootTask::Update { from: None } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
             let fetched = runtime.block_on(TrustedRoot::fetch(config.source.timeout))?;

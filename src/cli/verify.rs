@@ -13,13 +13,15 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream;
 
+use crate::audit;
+use crate::audit::Event;
 use crate::cli::documents::Layer as LayerDocument;
 use crate::cli::documents::LayerStatus;
 use crate::cli::documents::Model;
 use crate::cli::documents::Parent;
 use crate::cli::documents::Verification;
-use crate::cli::error::Error;
 use crate::cli::exit::Exit;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::kits::PROVED_AT_ONCE;
 use crate::cli::model_signature;
@@ -176,7 +178,11 @@ impl Job<'_> {
                 };
                 (*layer.digest(), outcome)
             }
-            Self::LeftOut { link, layer } => (layer.digest, check_left_out(link, layer).await.map_err(Arc::new)),
+            Self::LeftOut { link, layer } => {
+                let outcome = check_left_out(link, layer).await;
+                tell(workshop, link, layer, &outcome);
+                (layer.digest, outcome.map_err(Arc::new))
+            }
         }
     }
 }
@@ -185,10 +191,7 @@ impl Job<'_> {
 async fn check_shown(layer: &Layer, same: &[&Arc<Layer>]) -> Result<(), LayerError> {
     let index = layer.check().await?;
     for layer in same {
-        let listing = layer.spec.base.as_ref().map_or_else(|| Ok(index.listing()), |base| index.listing().under(base));
-        if let Ok(listing) = listing {
-            layer.adopt_listing(listing);
-        }
+        layer.adopt_listing(layer.shown(&index)?);
     }
     Ok(())
 }
@@ -203,6 +206,25 @@ async fn check_left_out(link: &Link, descriptor: &Descriptor) -> Result<(), Laye
     }
     let from = || link.source.name();
     check.finish().map(drop).map_err(|source| LayerError::Mismatch { layer, from: from(), source })
+}
+
+/// Writes down in the audit log what became of a layer that only this command looks at.
+fn tell(workshop: &Workshop, link: &Link, descriptor: &Descriptor, outcome: &Result<(), LayerError>) {
+    let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
+    let (layer, size, source) = (descriptor.digest, descriptor.size, link.source.name());
+    match outcome {
+        Ok(()) => workshop.audit.record_soon(Event::LayerProved { kit, layer, size, source, repeated: 0 }),
+        Err(LayerError::Mismatch { source: mismatch, .. }) => workshop.audit.record_soon(Event::Mismatch {
+            reference: kit.reference,
+            digest: Some(kit.digest),
+            layer: Some(layer),
+            expected: mismatch.expected.to_string(),
+            actual: mismatch.actual.to_string(),
+            source,
+            repeated: 0,
+        }),
+        Err(_) => {}
+    }
 }
 
 /// Proves a layer into the store, and what the store had of it before.

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cli::arguments::VerifyBundle;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::print;
 use crate::cli::signer;
 use crate::cli::signer::Wanted;

@@ -25,6 +25,7 @@ pub use settings::Scope;
 pub use settings::Setting;
 pub use settings::Settings;
 
+use crate::audit;
 use crate::kit::filter::Filter;
 use crate::kit::filter::InvalidFilter;
 use crate::layers::Metadata;
@@ -60,6 +61,8 @@ pub struct Config {
     pub busy: Busy,
     /// Where messages go.
     pub log: Log,
+    /// Where the audit log is.
+    pub audit: audit::Settings,
     /// What standard output gets.
     pub output: Output,
 }
@@ -144,6 +147,7 @@ impl Config {
             environment,
         )?;
         Ok(Self {
+            audit: audit_log(settings, &folders.state)?,
             policy: policy(settings, &folders, environment)?,
             folders,
             cache_size: text(settings, "cache-size", values::parse_size)?,
@@ -327,6 +331,37 @@ fn log_target(settings: &Settings) -> Result<Option<LogTarget>, ConfigError> {
         Some("journal") => Some(LogTarget::Journal),
         _ => path(settings, "log-file")?.map(LogTarget::File),
     })
+}
+
+/// One file, which is the log, and any number of places that get copies.
+fn audit_log(settings: &Settings, state: &Path) -> Result<audit::Settings, ConfigError> {
+    let mut log = audit::Settings { file: audit::default_file(state), copies: Vec::new(), directory: None };
+    let Some(given) = settings.given("audit-log") else { return Ok(log) };
+    let bad = |why: String| ConfigError::bad(&given.origin, why);
+    let mut file = None;
+    for (value, path) in given.values.iter().zip(paths(settings, "audit-log")?) {
+        let copy = match value.to_str() {
+            Some("syslog") => audit::Copy::Syslog,
+            Some("journal") => audit::Copy::Journal,
+            Some(word) if word.starts_with("fd:") => {
+                let number =
+                    word.strip_prefix("fd:").and_then(|number| number.parse().ok()).filter(|number| *number >= 0);
+                audit::Copy::Descriptor(number.ok_or_else(|| bad(format!("{word:?} names no descriptor: fd:3")))?)
+            }
+            _ => {
+                if file.replace(path).is_some() {
+                    return Err(bad("there is one audit log, and two files are named".into()));
+                }
+                continue;
+            }
+        };
+        copy.check().map_err(|error| bad(format!("{value:?} cannot be written to: {error}")))?;
+        if !log.copies.contains(&copy) {
+            log.copies.push(copy);
+        }
+    }
+    log.file = file.unwrap_or(log.file);
+    Ok(log)
 }
 
 fn level(word: &str) -> Option<tracing::Level> {

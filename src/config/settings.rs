@@ -204,6 +204,12 @@ pub const SETTINGS: &[Setting] = &[
         help: "Which messages [default: warn on the terminal, info in the background]",
     },
     Setting {
+        name: "audit-log",
+        kind: Kind::Many("FILE|syslog|journal|fd:N"),
+        scope: GENERAL,
+        help: "Where the audit log is [default: STATE_DIR/audit.log], and who gets a copy of it (repeatable)",
+    },
+    Setting {
         name: "output",
         kind: Kind::Choice(&["text", "json"]),
         scope: GENERAL,

@@ -49,7 +49,7 @@ impl KitFs {
             NodeKind::File { layer, entry } => Some((self.layer(layer)?, entry)),
             NodeKind::Kitfile | NodeKind::Dir { .. } => None,
         };
-        let digest = file.map_or(self.kit().first()?.digest, |(layer, _)| layer.kit);
+        let digest = file.map_or(self.kit().first()?.digest, |(layer, _)| layer.kit.digest);
         let link = self.kit().links.iter().find(|link| link.digest == digest)?;
         match name {
             b"user.kitfs.reference" => return Some(link.reference.clone()),
@@ -64,9 +64,7 @@ impl KitFs {
             }
             (b"user.kitfs.state", NodeKind::Kitfile, _) => Some(FileState::Verified.name().into()),
             (b"user.kitfs.state", _, Some((layer, entry))) => Some(self.state_of(layer, entry).name().into()),
-            (b"user.kitfs.verity", _, Some((layer, entry))) => {
-                Some(layer.index()?.tree(entry)?.verity.to_string())
-            }
+            (b"user.kitfs.verity", _, Some((layer, entry))) => Some(layer.index()?.tree(entry)?.verity.to_string()),
             _ => None,
         }
     }

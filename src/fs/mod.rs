@@ -73,17 +73,21 @@ impl KitFs {
             .try_collect::<()>()
             .await?;
         let kitfile = kit.kitfile();
-        let listings = layers.iter().zip(0..).filter_map(|(layer, number)| Some((LayerNumber(number), layer.listing()?)));
+        let listings =
+            layers.iter().zip(0..).filter_map(|(layer, number)| Some((LayerNumber(number), layer.listing()?)));
         let tree = Tree::build(listings, kitfile.as_ref().map(|kitfile| kitfile.len() as u64))
             .map_err(|error| FsError::of_tree(error, &layers))?;
-        let size = tree.inodes().filter_map(|inode| tree.node(inode)).fold(0, |size, node| node.size.saturating_add(size));
+        let size =
+            tree.inodes().filter_map(|inode| tree.node(inode)).fold(0, |size, node| node.size.saturating_add(size));
         let chunks = Chunks::new(Arc::clone(&workshop));
         Ok(Self { kit, layers, tree, size, kitfile, chunks, workshop })
     }
 
     /// What another process needs to show the same tree under the same numbers.
     pub fn handover(&self) -> Handover {
-        let listings = self.layers.iter().map(|layer| layer.listing().map_or((Certainty::Provisional, Vec::new()), |l| (l.certainty(), l.entries().to_vec())));
+        let listings = self.layers.iter().map(|layer| {
+            layer.listing().map_or((Certainty::Provisional, Vec::new()), |l| (l.certainty(), l.entries().to_vec()))
+        });
         Handover { pinned: self.kit.pinned(), listings: listings.collect(), tree: self.tree.digest() }
     }
 

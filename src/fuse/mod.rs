@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
@@ -101,11 +101,7 @@ impl Adapter {
 
     /// The entries of a directory behind cookie `offset`: itself, its parent, its children. A cookie
     /// is a position in the tree, so it means the same to every process that serves this kit.
-    fn entries(
-        &self,
-        directory: INodeNo,
-        offset: u64,
-    ) -> Result<impl Iterator<Item = (u64, Inode, &OsStr)>, Errno> {
+    fn entries(&self, directory: INodeNo, offset: u64) -> Result<impl Iterator<Item = (u64, Inode, &OsStr)>, Errno> {
         let tree = self.fs.tree();
         let directory = Inode(directory.0);
         let node = tree.node(directory).ok_or(Errno::ENOENT)?;
@@ -286,6 +282,20 @@ impl fuser::Filesystem for Adapter {
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let names: String = self.fs.attribute_names(Inode(inode.0)).flat_map(|name| [name, "\0"]).collect();
         reply_attribute(reply, names.as_bytes(), size);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _output_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
     }
 
     fn lseek(

@@ -9,7 +9,8 @@
 //! | n | a postcard message (postcard wire format 1.0): the struct `Body` of this file |
 //! | rest | the units of all files, in order, 32 bytes each |
 //!
-//! The body is: the layer's digest as text; the size of the uncompressed layer; and the entries in the
+//! The body is: the layer's digest as text; how it is read; the digest, as text, and the size of the
+//! uncompressed layer; and the entries in the
 //! layer's order, each with path (bytes), mode, time, and for a file its size and its place. How many
 //! units are a file's follows from its size, and its digest from size and units.
 //!
@@ -25,6 +26,7 @@ use crate::kit::listing::Entry;
 use crate::kit::listing::EntryKind;
 use crate::kit::listing::Listing;
 use crate::kit::listing::ListingError;
+use crate::kit::media::Reading;
 use crate::kit::name::KitPath;
 use crate::verify::FromVerified;
 use crate::verity;
@@ -39,6 +41,8 @@ const VERSION: u16 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
     layer: Digest,
+    reading: Reading,
+    content: Digest,
     content_size: u64,
     entries: Vec<IndexEntry>,
 }
@@ -71,9 +75,15 @@ pub enum IndexKind {
 }
 
 impl Index {
-    /// The index of a layer that is `content_size` bytes long when it is not compressed; that is what
-    /// offsets count in, and no compressed blob's size.
-    pub fn new(layer: Digest, content_size: u64, entries: Vec<IndexEntry>) -> Result<Self, IndexError> {
+    /// The index of a layer as it is read in one way. `content` and `content_size` are the digest and the
+    /// length of the layer when it is not compressed; that is what offsets count in.
+    pub fn new(
+        layer: Digest,
+        reading: Reading,
+        content: Digest,
+        content_size: u64,
+        entries: Vec<IndexEntry>,
+    ) -> Result<Self, IndexError> {
         listing::check_rules(&entries, |entry| (&entry.path, entry.listing_kind()))?;
         for entry in &entries {
             let IndexKind::File { offset, tree } = &entry.kind else { continue };
@@ -81,12 +91,22 @@ impl Index {
                 return Err(IndexError::Outside { path: entry.path.clone() });
             }
         }
-        Ok(Self { layer, content_size, entries })
+        Ok(Self { layer, reading, content, content_size, entries })
     }
 
     /// The digest of the layer, compressed as it is stored.
     pub fn layer(&self) -> &Digest {
         &self.layer
+    }
+
+    /// How the layer was read.
+    pub fn reading(&self) -> Reading {
+        self.reading
+    }
+
+    /// The digest of the uncompressed layer, by an algorithm that suited whoever made the index.
+    pub fn content(&self) -> &Digest {
+        &self.content
     }
 
     /// Bytes in the uncompressed layer.
@@ -134,7 +154,13 @@ impl Index {
                 IndexKind::File { offset, tree } => Some(Extent { offset: *offset, size: tree.size }),
             },
         });
-        let body = Body { layer: self.layer, content_size: self.content_size, records: records.collect() };
+        let body = Body {
+            layer: self.layer,
+            reading: self.reading,
+            content: self.content,
+            content_size: self.content_size,
+            records: records.collect(),
+        };
         let head = [&MAGIC[..], &VERSION.to_le_bytes()].concat();
         // A Vec takes every byte, and no type in the body has a serializer that can fail.
         let mut bytes = postcard::to_extend(&body, head).expect("an index has an encoding");
@@ -164,7 +190,7 @@ impl FromVerified<Bytes> for Index {
         if !units.0.is_empty() {
             return Err(IndexError::Damaged("it has units that belong to no file"));
         }
-        Self::new(body.layer, body.content_size, entries)
+        Self::new(body.layer, body.reading, body.content, body.content_size, entries)
     }
 }
 
@@ -185,6 +211,8 @@ impl IndexEntry {
 #[derive(Serialize, Deserialize)]
 struct Body {
     layer: Digest,
+    reading: Reading,
+    content: Digest,
     content_size: u64,
     records: Vec<Record>,
 }
@@ -259,8 +287,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kit::media::Compression;
+    use crate::kit::media::Format;
     use crate::verify::Unverified;
     use crate::verity::TreeBuilder;
+
+    const TAR_GZIP: Reading = Reading { format: Format::Tar, compression: Compression::Gzip };
 
     fn tree(data: &[u8]) -> FileTree {
         let mut builder = TreeBuilder::default();
@@ -280,7 +312,7 @@ mod tests {
             entry("d/empty", file(602_112, b"")),
             entry("d/small", file(602_624, b"hello")),
         ];
-        Index::new(Digest::of(b"layer"), 604_160, entries).unwrap()
+        Index::new(Digest::of(b"layer"), TAR_GZIP, Digest::of(b"content"), 604_160, entries).unwrap()
     }
 
     fn decode(bytes: &[u8]) -> Result<Index, IndexError> {
@@ -306,9 +338,12 @@ mod tests {
     #[test]
     fn the_format_is_frozen() {
         let bytes = sample().encode();
-        assert_eq!(Digest::of(&bytes).to_string(), "sha256:a8a73673f7210cdd6a26a78e8b57cbcf2c01a58a5854c4cc8892a347c9a1fd43");
+        assert_eq!(
+            Digest::of(&bytes).to_string(),
+            "sha256:6f49eee7063733540d730453186760ea61d53cf81478d0eeadf31ad520ef7596"
+        );
         assert_eq!(&bytes[..11], b"kitfsidx\x01\0\x47");
-        assert_eq!(bytes.len(), 235);
+        assert_eq!(bytes.len(), 309);
     }
 
     #[test]
@@ -328,10 +363,16 @@ mod tests {
     fn a_file_outside_its_layer_is_refused() {
         for offset in [96, u64::MAX] {
             let file = entry("a", IndexKind::File { offset, tree: tree(b"hello") });
-            assert!(matches!(Index::new(Digest::of(b""), 100, vec![file]), Err(IndexError::Outside { .. })));
+            assert!(matches!(
+                Index::new(Digest::of(b""), TAR_GZIP, Digest::of(b""), 100, vec![file]),
+                Err(IndexError::Outside { .. })
+            ));
         }
         let twice = vec![entry("a", IndexKind::Dir), entry("a", IndexKind::File { offset: 0, tree: tree(b"") })];
-        assert!(matches!(Index::new(Digest::of(b""), 100, twice), Err(IndexError::Listing(_))));
+        assert!(matches!(
+            Index::new(Digest::of(b""), TAR_GZIP, Digest::of(b""), 100, twice),
+            Err(IndexError::Listing(_))
+        ));
     }
 
     proptest! {

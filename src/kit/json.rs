@@ -137,12 +137,12 @@ impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for List<T> {
 /// Declares a struct that is read from a JSON object by the rules of this module. The literal behind
 /// each field is the member's name.
 macro_rules! object {
-    ($(#[$about:meta])* pub struct $name:ident {
+    ($(#[$about:meta])* $vis:vis struct $name:ident {
         $($(#[$about_field:meta])* $field:ident: $type:ty = $member:literal,)*
     }) => {
         $(#[$about])*
         #[derive(Clone, Debug, Default)]
-        pub struct $name {
+        $vis struct $name {
             $($(#[$about_field])* pub $field: $type,)*
         }
 
@@ -182,7 +182,7 @@ mod tests {
 
     object! {
         /// Something to read.
-        pub struct Sample {
+        struct Sample {
             /// A string.
             name: Text = "name",
             /// More of the same.

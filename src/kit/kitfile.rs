@@ -211,3 +211,56 @@ fn is_digit(c: char) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the Kitfile would have more than {LIMIT} bytes")]
 pub struct KitfileTooLarge;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One JSON object a line: a config, and the Kitfile that KitOps' structs and the real yaml.v3 (3.0.1)
+    /// made of it.
+    const VECTORS: &str = include_str!("kitfile_vectors.jsonl");
+
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        config: String,
+        kitfile: String,
+    }
+
+    fn render(config: &str) -> String {
+        let kitfile = Kitfile::from_verified(&Bytes::from(config.to_owned())).unwrap();
+        String::from_utf8(Yaml::from_verified(&kitfile).unwrap().0.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn every_byte_is_as_kitops_writes_it() {
+        let mut count = 0;
+        for vector in VECTORS.lines() {
+            let vector: Vector = serde_json::from_str(vector).unwrap();
+            assert_eq!(render(&vector.config), vector.kitfile, "{}", vector.config);
+            count += 1;
+        }
+        assert!(count > 50);
+    }
+
+    #[test]
+    fn parameters_that_grow_beyond_all_bounds_are_refused() {
+        let depth = 120;
+        let config = format!(
+            r#"{{"model":{{"parameters":{}{}0{}}}}}"#,
+            "[".repeat(depth),
+            "0,".repeat(200_000),
+            "]".repeat(depth)
+        );
+        let kitfile = Kitfile::from_verified(&Bytes::from(config)).unwrap();
+        assert_eq!(Yaml::from_verified(&kitfile).err(), Some(KitfileTooLarge));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_written_without_a_panic(text in ".*", key in "\\PC*", number: f64) {
+            let parameters = serde_json::json!({ key: [text, number], text.clone(): {} });
+            let config = serde_json::json!({ "package": { "authors": [text] }, "model": { "parameters": parameters } });
+            render(&config.to_string());
+        }
+    }
+}

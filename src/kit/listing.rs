@@ -144,9 +144,7 @@ impl Lister {
 }
 
 /// The rules inside one layer, over anything that has entries.
-pub(super) fn check_rules<T>(
-    entries: &[T], entry: impl Fn(&T) -> (&KitPath, EntryKind),
-) -> Result<(), ListingError> {
+pub(super) fn check_rules<T>(entries: &[T], entry: impl Fn(&T) -> (&KitPath, EntryKind)) -> Result<(), ListingError> {
     let mut path_bytes = 0;
     let mut sorted = Vec::with_capacity(entries.len().min(ENTRY_LIMIT));
     for (path, kind) in entries.iter().map(entry) {
@@ -261,7 +259,10 @@ mod tests {
     #[test]
     fn a_base_moves_all_entries() {
         let moved = listing(&["./", "w.bin"]).unwrap().under(&path("a/b")).unwrap();
-        assert_eq!(moved.entries().iter().map(|entry| entry.path.to_string()).collect::<Vec<_>>(), ["a/b", "a/b/w.bin"]);
+        assert_eq!(
+            moved.entries().iter().map(|entry| entry.path.to_string()).collect::<Vec<_>>(),
+            ["a/b", "a/b/w.bin"]
+        );
         assert!(listing(&["w.bin"]).unwrap().under(&path(&"d/".repeat(2047))).is_err());
     }
 

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The config of a ModelKit, which is its Kitfile as JSON.
 pub const KIT_CONFIG: &str = "application/vnd.kitops.modelkit.config.v1+json";
 
@@ -78,7 +80,7 @@ impl fmt::Display for Role {
 }
 
 /// What the bytes of a layer are once they are decompressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Format {
     /// A tar archive.
     Tar,
@@ -87,7 +89,7 @@ pub enum Format {
 }
 
 /// How the bytes of a layer are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Compression {
     /// Not at all: ranges of the blob are ranges of the content.
     None,
@@ -95,6 +97,29 @@ pub enum Compression {
     Gzip,
     /// RFC 8878.
     Zstd,
+}
+
+/// How a blob is read as a layer: two kits may name one blob, and read it differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Reading {
+    /// What it holds.
+    pub format: Format,
+    /// How that is compressed.
+    pub compression: Compression,
+}
+
+impl fmt::Display for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.format {
+            Format::Tar => "tar",
+            Format::Raw => "raw",
+        })?;
+        f.write_str(match self.compression {
+            Compression::None => "",
+            Compression::Gzip => "+gzip",
+            Compression::Zstd => "+zstd",
+        })
+    }
 }
 
 /// What the media type of a layer says.

@@ -215,7 +215,11 @@ pub fn write_escaped(bytes: &[u8], f: &mut impl fmt::Write) -> fmt::Result {
     for chunk in bytes.utf8_chunks() {
         for char in chunk.valid().chars() {
             match char {
-                '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
+                '\u{61c}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}' => {
                     write!(f, "{}", char.escape_unicode())?;
                 }
                 '\\' => f.write_str("\\\\")?,
@@ -283,9 +287,9 @@ mod tests {
         let long_name = "n".repeat(256);
         let long_path = "d/".repeat(2048) + "f";
         let deep = "d/".repeat(120_000);
-        for text in [
-            "", "/", "/a", "//a", "..", "../a", "a/..", "a/../b", "./..", "a\0b", "\0", &long_name, &long_path, &deep,
-        ] {
+        for text in
+            ["", "/", "/a", "//a", "..", "../a", "a/..", "a/../b", "./..", "a\0b", "\0", &long_name, &long_path, &deep]
+        {
             let error = KitPath::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.len() < 300, "{error}");
         }

@@ -127,7 +127,7 @@ fn parse_timestamp(text: &str) -> Option<()> {
     let year: u32 = std::str::from_utf8(year).ok()?.parse().ok()?;
     let (month, rest) = short_number(rest.strip_prefix(b"-")?)?;
     let (day, rest) = short_number(rest.strip_prefix(b"-")?)?;
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let days = match month {
         2 => 28 + u32::from(leap),
         4 | 6 | 9 | 11 => 30,
@@ -193,12 +193,119 @@ fn zone(bytes: &[u8]) -> Option<()> {
 /// A number as Go's `strconv.FormatFloat(number, 'g', -1, 64)` prints it: the shortest digits that come
 /// back as the same number, with an exponent from a million upwards and below a ten-thousandth.
 pub fn format_float(number: f64) -> String {
-    let scientific = format!("{number:e}");
+    let shortest = format!("{number:e}");
+    let digits = shortest.bytes().take_while(|byte| *byte != b'e').filter(u8::is_ascii_digit).count();
+    // Where two texts of that length are as near as each other, Go takes the even one.
+    let even = format!("{number:.*e}", digits.saturating_sub(1));
+    let scientific = if even.parse() == Ok(number) { even } else { shortest };
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or_default();
-    if (-4..6).contains(&exponent) {
-        return format!("{number}");
+    if !(-4..6).contains(&exponent) {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs());
     }
-    let sign = if exponent < 0 { '-' } else { '+' };
-    format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs())
+    let (sign, mantissa) = mantissa.strip_prefix('-').map_or(("", mantissa), |mantissa| ("-", mantissa));
+    let digits = mantissa.replace('.', "");
+    match usize::try_from(exponent + 1) {
+        Ok(0) | Err(_) => format!("{sign}0.{}{digits}", "0".repeat(exponent.unsigned_abs() as usize - 1)),
+        Ok(whole) if digits.len() <= whole => format!("{sign}{digits:0<whole$}"),
+        Ok(whole) => {
+            let (whole, fraction) = digits.split_at_checked(whole).unwrap_or_default();
+            format!("{sign}{whole}.{fraction}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_go_reads_as_something_else_is_not_text() {
+        for text in [
+            "",
+            "~",
+            "Null",
+            "TRUE",
+            "false",
+            ".NaN",
+            "+.inf",
+            "y",
+            "No",
+            "oN",
+            "OFF",
+            "0",
+            "-1",
+            "+0x1F",
+            "0777",
+            "0888",
+            "0b1",
+            "0o7",
+            "0b-1",
+            "1_000",
+            "1.",
+            ".5",
+            "-.5e3",
+            "1e5",
+            "18446744073709551616",
+            "1:20",
+            "-1:59:3.5_",
+            "2001-1-1",
+            "2000-02-29",
+            "2001-1-1T1:2:3Z",
+            "2001-1-1t1:2:3.25-07:00",
+            "2001-01-01   01:02:03,5",
+        ] {
+            assert_eq!(stays_text(text), text == "oN", "{text:?}");
+        }
+        for text in [
+            "a",
+            "nULL",
+            "yep",
+            "+.nan",
+            "<<",
+            "=",
+            "1.0.0",
+            "v1",
+            "0x",
+            "0xg",
+            "-0b-1",
+            "1e400",
+            "1:60",
+            ":5",
+            "_1",
+            ".",
+            "._1",
+            "2001-02-29",
+            "2001-13-1",
+            "2001-1-1T1:2:3",
+            "2001-1-1 24:0:0",
+            "20011-1-1",
+            "0x1ffffffffffffffff",
+            "é",
+        ] {
+            assert!(stays_text(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn floats_are_printed_as_go_prints_them() {
+        for (number, text) in [
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (128.0, "128"),
+            (100000.0, "100000"),
+            (-123456.5, "-123456.5"),
+            (1e6, "1e+06"),
+            (123456789.0, "1.23456789e+08"),
+            (0.1, "0.1"),
+            (0.00012345, "0.00012345"),
+            (0.00001, "1e-05"),
+            (1.5e300, "1.5e+300"),
+            (5e-324, "5e-324"),
+            (-1_138_771_982_299_558.2, "-1.1387719822995582e+15"),
+        ] {
+            assert_eq!(format_float(number), text);
+        }
+    }
 }

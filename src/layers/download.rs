@@ -62,10 +62,7 @@ enum Pieces<R> {
     Ended,
 }
 
-async fn streamed<R>(
-    mut stream: ByteStream,
-    room: &Arc<Semaphore>,
-) -> Option<(Result<Piece, SourceError>, Pieces<R>)> {
+async fn streamed<R>(mut stream: ByteStream, room: &Arc<Semaphore>) -> Option<(Result<Piece, SourceError>, Pieces<R>)> {
     let place = place(room).await;
     let piece = stream.next().await?.map(|bytes| Piece { bytes, _room: place });
     let next = if piece.is_ok() { Pieces::Streamed(stream) } else { Pieces::Ended };

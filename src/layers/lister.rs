@@ -26,6 +26,9 @@ const WINDOW: u64 = 16 * 1024;
 /// What a second of waiting is worth in bytes, for weighing hops against fetching: a link of 50 MB/s.
 const BYTES_A_SECOND: f64 = 50e6;
 
+/// A third of a second at that speed: no listing is given up before it has cost that much.
+const PATIENCE: f64 = 16e6;
+
 /// Lists the layer; `None` where only proving it will tell.
 pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
     let size = layer.descriptor.size;
@@ -52,7 +55,7 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
         reader.skip(ahead);
         // Small files lie close together: then larger windows hold more of their headers.
         window = if ahead < window { (window * 2).min(BUFFER as u64) } else { WINDOW };
-        if spent > SMALL_LAYER as f64 && spent > reader.position() as f64 / 2.0 {
+        if spent > PATIENCE && spent > reader.position() as f64 / 2.0 {
             return None;
         }
     }

@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::audit;
+use crate::audit::Audit;
+use crate::audit::Event;
 use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
 use crate::fault::Fault;
-use crate::kit::media::Compression;
-use crate::kit::media::Format;
 use crate::kit::contents::KitLayer;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::index::Index;
@@ -33,6 +34,8 @@ use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
 use crate::kit::listing::EntryKind;
 use crate::kit::listing::Listing;
+use crate::kit::media::Compression;
+use crate::kit::media::Format;
 use crate::layers::download::Piece;
 use crate::layers::splitter::Target;
 use crate::ledger::Ledger;
@@ -81,6 +84,8 @@ pub struct Workshop {
     pub buffers: Buffers,
     /// Counters and the last error.
     pub ledger: Arc<Ledger>,
+    /// Who is told what was verified and what was not.
+    pub audit: Arc<Audit>,
     /// The longest that a read waits for a source that delivers nothing.
     pub read_timeout: Duration,
     /// One place for each buffer that layers on their way may fill.
@@ -95,14 +100,16 @@ impl Workshop {
         state_dir: &Path,
         memory: u64,
         read_timeout: Duration,
+        audit: audit::Settings,
     ) -> Result<Arc<Self>, StoreError> {
-        let key = store::local_key(&state_dir.join("key"))?;
+        let key = || store::local_key(&state_dir.join("key"));
         let places = usize::try_from(memory / 4 / BUFFER as u64).unwrap_or(usize::MAX);
         let places = places.clamp(LEAST_BUFFERS, Semaphore::MAX_PERMITS);
         Ok(Arc::new(Self {
-            store: Arc::new(Store::open(cache_dir, key)?),
+            store: Arc::new(Store::open(cache_dir, key()?)?),
             buffers: Buffers::new(places),
             ledger: Arc::new(Ledger::default()),
+            audit: Audit::new(audit, state_dir, key()?),
             read_timeout,
             room: Arc::new(Semaphore::new(places)),
         }))
@@ -125,8 +132,8 @@ pub enum Metadata {
 pub struct Layer {
     /// What the kit says of it.
     pub spec: KitLayer,
-    /// The digest of the kit that it belongs to.
-    pub kit: Digest,
+    /// The kit that it belongs to.
+    pub kit: audit::Kit,
     /// Where its bytes come from.
     pub source: Arc<Source>,
     workshop: Arc<Workshop>,
@@ -146,12 +153,11 @@ enum Phase {
 }
 
 impl Layer {
-    /// A layer of the kit `kit`. If this store has proved it before, it is known at once.
-    pub fn new(spec: KitLayer, kit: Digest, source: Arc<Source>, workshop: Arc<Workshop>) -> Arc<Self> {
-        let digest = spec.descriptor.digest;
-        let phase = match workshop.store.index(&digest) {
+    /// A layer of a kit. If this store has proved it before, it is known at once.
+    pub fn new(spec: KitLayer, kit: audit::Kit, source: Arc<Source>, workshop: Arc<Workshop>) -> Arc<Self> {
+        let phase = match kept_index(&workshop.store, &spec) {
             Some(index) => {
-                workshop.store.touch(&digest);
+                workshop.store.touch(&spec.descriptor.digest, spec.reading());
                 workshop.ledger.add_verified(spec.descriptor.size);
                 Phase::Proved(Arc::new(index))
             }
@@ -247,12 +253,21 @@ impl Layer {
     }
 
     /// The entries of a proved or drafted index, as they lie in the kit.
-    fn shown(&self, index: &Index) -> Result<Listing, LayerError> {
-        let listing = index.listing();
-        match &self.spec.base {
-            Some(base) => listing.under(base).map_err(|error| self.malformed(error.into())),
+    ///
+    /// Where a raw layer lies is not in its bytes: one blob can be several files, in one kit or in two.
+    pub fn shown(&self, index: &Index) -> Result<Listing, LayerError> {
+        let listing = match (&self.spec.raw, index.listing().entries()) {
+            (Some(file), [Entry { kind, .. }]) => {
+                let (path, mode, mtime) = (file.path.clone(), file.mode, file.mtime.unwrap_or_default());
+                Listing::new(vec![Entry { path, mode, mtime, kind: *kind }], Certainty::Verified)
+            }
+            _ => Ok(index.listing()),
+        };
+        let listing = listing.and_then(|listing| match &self.spec.base {
+            Some(base) => listing.under(base),
             None => Ok(listing),
-        }
+        });
+        listing.map_err(|error| self.malformed(error.into()))
     }
 
     fn malformed(&self, error: SplitError) -> LayerError {
@@ -346,7 +361,7 @@ impl Layer {
                 Err(_) => break None,
             }
         };
-        if let Some(index) = store.index(self.digest()) {
+        if let Some(index) = kept_index(store, &self.spec) {
             return self.agree(index);
         }
         self.fetch_and_keep().await
@@ -413,12 +428,29 @@ impl Layer {
         let checked = hashing.await.map_err(stopped)?;
         let split = splitting.await.map_err(stopped)?;
         let source = || self.source.name();
-        let proof = checked.map_err(|mismatch| LayerError::Mismatch { layer, from: source(), source: mismatch })?;
+        let proof = checked.map_err(|mismatch| {
+            self.tell_mismatch(&mismatch);
+            LayerError::Mismatch { layer, from: source(), source: mismatch }
+        })?;
+        let (kit, size) = (self.kit.clone(), self.spec.descriptor.size);
+        self.workshop.audit.record_soon(Event::LayerProved { kit, layer, size, source: source(), repeated: 0 });
         match split {
             Ok((index, target)) => Ok((proof, index, target)),
             Err(SplitError::Store(source)) => Err(LayerError::Store { layer, source }),
             Err(error) => Err(self.malformed(error)),
         }
+    }
+
+    fn tell_mismatch(&self, mismatch: &DigestMismatch) {
+        self.workshop.audit.record_soon(Event::Mismatch {
+            reference: self.kit.reference.clone(),
+            digest: Some(self.kit.digest),
+            layer: Some(*self.digest()),
+            expected: mismatch.expected.to_string(),
+            actual: mismatch.actual.to_string(),
+            source: self.source.name(),
+            repeated: 0,
+        });
     }
 
     /// A blob of another size than its descriptor says is usually another blob: then both digests are
@@ -436,6 +468,7 @@ impl Layer {
                 check.update(&piece);
             }
             if let Some(Err(source)) = (size <= limit).then(|| check.finish()) {
+                self.tell_mismatch(&source);
                 return LayerError::Mismatch { layer, from: self.source.name(), source };
             }
         }
@@ -445,8 +478,19 @@ impl Layer {
     /// Holds the proved layer against the listing that was given out before.
     fn agree(&self, index: Verified<Index>) -> Result<Verified<Index>, LayerError> {
         let Some(listed) = self.listed.get() else { return Ok(index) };
-        if self.shown(&index)?.shows_the_same(listed) { Ok(index) } else { Err(LayerError::OtherStory { layer: *self.digest() }) }
+        if self.shown(&index)?.shows_the_same(listed) {
+            Ok(index)
+        } else {
+            Err(LayerError::OtherStory { layer: *self.digest() })
+        }
     }
+}
+
+/// The index of a layer that was proved before. One whose uncompressed content is not what this kit's
+/// config says does not count: the layer is proved again, and refused if the config is wrong.
+fn kept_index(store: &Store, spec: &KitLayer) -> Option<Verified<Index>> {
+    let index = store.index(&spec.descriptor.digest, spec.reading())?;
+    spec.diff_id.is_none_or(|content| *index.content() == content).then_some(index)
 }
 
 /// Why a layer could not be listed or proved.
@@ -525,7 +569,9 @@ impl LayerError {
             Self::Source { source, .. } => source.fault(),
             Self::Silent { .. } => Fault::Unreachable,
             Self::Mismatch { .. } => Fault::Mismatch,
-            Self::Malformed { .. } | Self::OtherStory { .. } | Self::Store { .. } | Self::Stopped { .. } => Fault::Other,
+            Self::Malformed { .. } | Self::OtherStory { .. } | Self::Store { .. } | Self::Stopped { .. } => {
+                Fault::Other
+            }
         }
     }
 

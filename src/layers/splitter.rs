@@ -10,8 +10,6 @@ use tokio::sync::mpsc;
 use crate::buffers::BUFFER;
 use crate::digest::Digest;
 use crate::digest::Hasher;
-use crate::kit::media::Compression;
-use crate::kit::media::Format;
 use crate::kit::contents::KitLayer;
 use crate::kit::index::Index;
 use crate::kit::index::IndexEntry;
@@ -20,6 +18,9 @@ use crate::kit::index::IndexKind;
 use crate::kit::listing::ENTRY_LIMIT;
 use crate::kit::listing::ListingError;
 use crate::kit::listing::PATHS_LIMIT;
+use crate::kit::media::Compression;
+use crate::kit::media::Format;
+use crate::kit::media::Reading;
 use crate::kit::tar::Event;
 use crate::kit::tar::Member;
 use crate::kit::tar::MemberKind;
@@ -73,8 +74,11 @@ struct Splitter {
     files: Files,
     /// Bytes of the uncompressed layer so far.
     len: u64,
-    /// What the uncompressed layer should hash to, where that is not the digest of the layer itself.
-    diff_id: Option<(Digest, Hasher)>,
+    reading: Reading,
+    /// Computes the digest of the uncompressed layer, where that is not the digest of the layer itself.
+    content: Option<Hasher>,
+    /// What that digest should be, if the config says it.
+    diff_id: Option<Digest>,
 }
 
 enum Shape {
@@ -102,14 +106,15 @@ impl Splitter {
             }
             (Format::Raw, None) => return Err(SplitError::NoPath),
         };
-        let diff_id = layer.diff_id.filter(|_| !is_plain).map(|expected| (expected, expected.hasher()));
-        Ok(Self { shape, files, len: 0, diff_id })
+        let any = layer.descriptor.digest;
+        let content = (!is_plain).then(|| layer.diff_id.unwrap_or(any).hasher());
+        Ok(Self { shape, files, len: 0, reading: layer.reading(), content, diff_id: layer.diff_id })
     }
 
     /// Takes the next bytes of the uncompressed layer.
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), SplitError> {
         self.len += bytes.len() as u64;
-        if let Some((_, hasher)) = &mut self.diff_id {
+        if let Some(hasher) = &mut self.content {
             hasher.update(bytes);
         }
         let Shape::Tar(reader) = &mut self.shape else { return self.files.data(bytes) };
@@ -133,13 +138,11 @@ impl Splitter {
                 }
             }
         }
-        if let Some((expected, hasher)) = self.diff_id {
-            let actual = hasher.finish();
-            if actual != expected {
-                return Err(SplitError::DiffId { expected, actual });
-            }
+        let content = self.content.map_or(layer, Hasher::finish);
+        if let Some(expected) = self.diff_id.filter(|&expected| expected != content) {
+            return Err(SplitError::DiffId { expected, actual: content });
         }
-        Ok((Index::new(layer, self.len, self.files.entries)?, self.files.target))
+        Ok((Index::new(layer, self.reading, content, self.len, self.files.entries)?, self.files.target))
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
 
+use crate::fuse::session;
 use crate::mounts::mountinfo;
 use crate::mounts::request::{MountOptions, MountRequest};
 use crate::mounts::wire;
@@ -116,20 +117,20 @@ impl Connection {
         }
     }
 
-    /// How many requests wait for an answer, where the kernel tells.
-    pub(super) fn waiting(&self) -> Option<u64> {
-        fs::read_to_string(self.control("waiting")).ok()?.trim().parse().ok()
+    /// Whether a request waits for an answer, for somebody to read it or for somebody who died. They are
+    /// queued again for it, which a worker that takes over would do all the same.
+    pub(super) fn has_requests(&self) -> bool {
+        if let Err(error) = session::resend(self.device.as_fd()) {
+            tracing::warn!(%error, "requests that a dead worker took stay without an answer");
+        }
+        wire::readable(&self.device, Some(Instant::now())).unwrap_or(true)
     }
 
     /// Ends the connection under its users. Where there is no fusectl, it ends with its last descriptor.
     pub(super) fn abort(&self) {
-        if let Err(error) = fs::write(self.control("abort"), "1") {
-            tracing::warn!(%error, "the connection cannot be aborted");
+        if let Err(error) = fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.number.1), "1") {
+            tracing::debug!(%error, "the connection ends with its last process, and not before");
         }
-    }
-
-    fn control(&self, file: &str) -> PathBuf {
-        format!("/sys/fs/fuse/connections/{}/{file}", self.number.1).into()
     }
 
     /// Lets the kernel read ahead more than the 128 KiB that FUSE may ask for. Root's, and best effort.

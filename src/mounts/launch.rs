@@ -58,7 +58,13 @@ pub fn mount(mut request: MountRequest, mut progress: impl FnMut(Progress)) -> R
         Presence::Foreground => Stdio::inherit(),
     };
     let (channel, theirs) = Channel::pair().map_err(cannot)?;
-    let child = process::start(&arguments, theirs, errors, Session::Own).map_err(cannot)?;
+    // Under numbers that are free in the processes to come.
+    let copies = request.audit.copies.iter().map(|copy| copy.for_children()).collect::<io::Result<Vec<_>>>();
+    let (copies, descriptors): (Vec<_>, Vec<_>) = copies.map_err(cannot)?.into_iter().unzip();
+    request.audit.copies = copies;
+    let kept = request.audit.descriptors();
+    let child = process::start(&arguments, theirs, errors, Session::Own, kept).map_err(cannot)?;
+    drop(descriptors);
     let mut holder = Started::new(child).map_err(cannot)?;
     let order = FromCaller::Mount(Box::new(Order { request, mounted: place.mounted }));
     let result = channel.send(&order, &[]).map_err(cannot).and_then(|()| hear_out(&channel, &signals, &mut progress));
@@ -122,19 +128,16 @@ fn vacancy(
         let unfit =
             |error: io::Error| MountFailure::new(2, format!("{} cannot be mounted on: {error}", real.display()));
         let lock = File::open(&real).map_err(unfit)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                if !std::mem::replace(&mut waits, true) {
-                    progress(Progress::Step(format!("waiting for another mount on {}", real.display())));
-                }
-                if signals.take().is_some() {
-                    return Err(interrupted());
-                }
-                std::thread::sleep(Duration::from_millis(50));
-                continue;
+        // Some file systems have no locks; two mounts at the same moment then end up on each other.
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {
+            if !std::mem::replace(&mut waits, true) {
+                progress(Progress::Step(format!("waiting for another mount on {}", real.display())));
             }
-            // Some file systems have no locks; two mounts at the same moment then end up on each other.
-            Ok(()) | Err(_) => {}
+            if signals.take().is_some() {
+                return Err(interrupted());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
         }
         // Whoever had the lock may have mounted meanwhile.
         if look_at(&request.directory)?.1 != entry {

@@ -6,13 +6,12 @@
 //! through the mount table and /proc, so they need no state of their own.
 //!
 //! In reading order: what the processes tell each other (`request`, `message`, `wire`), the two of them
-//! (`holder`, `worker`), what the holder works with (`connection`, `clients`, `control`, `record`,
+//! (`holder`, `worker`), what the holder works with (`connection`, `control`, `record`,
 //! `process`, `beat`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
 //!
 //! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
 mod beat;
-mod clients;
 mod connection;
 mod control;
 mod holder;
@@ -36,8 +35,8 @@ pub use beat::Beat;
 pub use connection::Busy;
 pub use launch::{Mounted, Novelty, mount};
 pub use request::{
-    AbsolutePath, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest, Presence,
-    PolicySettings, Progress, Snapshot, SourceSettings, State, Summary,
+    AbsolutePath, AuditSettings, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
+    PolicySettings, Presence, Progress, Snapshot, SourceSettings, State, Summary,
 };
 pub use status::{Status, StatusError, status, status_of_all};
 pub use umount::{UmountError, Unmounted, umount};

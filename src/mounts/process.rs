@@ -6,10 +6,10 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -36,8 +36,14 @@ pub(super) enum Session {
 }
 
 /// Starts this program again. It has the socket for standard input, `/` for working directory, and no
-/// other descriptor of this process but, where asked, standard error.
-pub(super) fn start(arguments: &[&OsStr], channel: OwnedFd, errors: Stdio, session: Session) -> io::Result<Child> {
+/// other descriptor of this process but, where asked, standard error and those in `kept`.
+pub(super) fn start(
+    arguments: &[&OsStr],
+    channel: OwnedFd,
+    errors: Stdio,
+    session: Session,
+    kept: Vec<RawFd>,
+) -> io::Result<Child> {
     // The link leads to this binary, also when the path of it names a newer one by now: a worker that
     // takes over must number the tree as the first one did.
     let mut command = Command::new("/proc/self/exe");
@@ -49,10 +55,19 @@ pub(super) fn start(arguments: &[&OsStr], channel: OwnedFd, errors: Stdio, sessi
                 rustix::process::setsid()?;
             }
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+            // Whoever starts a process here has signals blocked to poll for them, and that is inherited.
+            let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
             // Closed by exec, and not here, for std has a pipe of its own open until then.
             let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_uint;
             if libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, flags) != 0 {
                 return Err(io::Error::last_os_error());
+            }
+            for descriptor in &kept {
+                if libc::fcntl(*descriptor, libc::F_SETFD, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
             }
             Ok(())
         });
@@ -80,6 +95,8 @@ pub(super) struct Started {
     leader: OwnedFd,
     /// Readable when all threads are.
     group: OwnedFd,
+    /// How it ended, once all threads are dead.
+    status: Option<ExitStatus>,
 }
 
 impl Started {
@@ -93,7 +110,7 @@ impl Started {
             Ok(leader) => leader,
             Err(_) => group.try_clone()?,
         };
-        Ok(Self { child, leader, group })
+        Ok(Self { child, leader, group, status: None })
     }
 
     /// As /proc numbers it.
@@ -109,11 +126,16 @@ impl Started {
     /// Whether every thread is dead; then the process is also reaped.
     pub(super) fn is_gone(&mut self) -> bool {
         let gone = wire::readable(&self.group, Some(Instant::now())).unwrap_or(true);
-        if gone {
-            // Its exit status changes nothing: a worker that ends well has said so.
-            let _ = self.child.try_wait();
+        if gone && self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
         }
         gone
+    }
+
+    /// Whether somebody ended it, a person or the out-of-memory killer: it did not do so itself.
+    pub(super) fn was_killed(&self) -> bool {
+        let signal = self.status.and_then(|status| status.signal());
+        matches!(signal, Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP))
     }
 
     /// Kills it. It may stay a while.

@@ -6,12 +6,14 @@
 use std::fmt;
 use std::io;
 use std::ops::Deref;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::audit::Copy;
 use crate::digest::Digest;
 use crate::kit::filter::Filter;
 use crate::layers::Metadata;
@@ -52,6 +54,8 @@ pub struct MountRequest {
     pub read_timeout: Duration,
     /// Where messages go once the mount runs in the background.
     pub log: LogSettings,
+    /// Where the audit log is.
+    pub audit: AuditSettings,
     /// Whether somebody waits for the mount's end.
     pub presence: Presence,
 }
@@ -104,6 +108,27 @@ pub struct LogSettings {
     pub target: LogTarget,
     /// `--log-level`.
     pub level: String,
+}
+
+/// `--audit-log`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditSettings {
+    /// The log.
+    pub file: AbsolutePath,
+    /// Who gets copies of its lines. A descriptor has the same number in all processes of the mount.
+    pub copies: Vec<Copy>,
+}
+
+impl AuditSettings {
+    /// The descriptors that the processes of the mount are started with.
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
+        self.copies.iter().filter_map(|copy| copy.descriptor()).collect()
+    }
+
+    /// Keeps them from other programs that this process starts.
+    pub(super) fn keep_private(&self) {
+        self.copies.iter().for_each(|copy| copy.keep_private());
+    }
 }
 
 /// `--log-file`.

@@ -12,6 +12,7 @@ use crate::mounts::process;
 use crate::mounts::status;
 use crate::mounts::status::StatusError;
 use crate::mounts::users;
+use crate::mounts::users::Hold;
 use crate::mounts::wire;
 
 /// How long the processes of a mount may take to end after it.
@@ -47,7 +48,7 @@ pub fn umount(directory: &Path, busy: Busy) -> Result<Unmounted, UmountError> {
                 std::thread::sleep(Duration::from_millis(25) * attempt);
             }
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                return Err(UmountError::Busy { directory: real, pids: users::of(&entry, SEARCH) });
+                return Err(UmountError::Busy { directory: real, pids: users::of(&entry, Hold::Use, SEARCH) });
             }
             Err(source) => return Err(UmountError::Failed { directory: real, source }),
         }
@@ -58,7 +59,7 @@ pub fn umount(directory: &Path, busy: Busy) -> Result<Unmounted, UmountError> {
         Busy::Detach => LAZY_PATIENCE,
     };
     let gone = wire::readable(&holder, Some(Instant::now() + patience)).unwrap_or(true);
-    Ok(Unmounted { used_by: if gone { Vec::new() } else { users::of(&entry, SEARCH) } })
+    Ok(Unmounted { used_by: if gone { Vec::new() } else { users::of(&entry, Hold::UseOrNamespace, SEARCH) } })
 }
 
 /// Why a mount is still there.

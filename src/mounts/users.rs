@@ -13,15 +13,24 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::mounts::mountinfo;
 use crate::mounts::mountinfo::Entry;
+use crate::mounts::process;
 
-/// The processes that use a mount or a copy of it in another namespace, as far as they can be seen within
-/// that time.
-pub(super) fn of(mount: &Entry, longest: Duration) -> Vec<u32> {
+/// How a process can be in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// It uses the mount, or a copy of it in another namespace.
+    Use,
+    /// It does, or it lives in a mount namespace with a copy, used or not.
+    UseOrNamespace,
+}
+
+/// The processes that hold a mount, as far as they can be seen within that time.
+pub(super) fn of(mount: &Entry, hold: Hold, longest: Duration) -> Vec<u32> {
     let deadline = Instant::now() + longest;
     let (found, users) = mpsc::channel();
     let mount = mount.clone();
     // A thread, for a process that waits inside of a dead mount can make whoever reads its maps wait too.
-    std::thread::spawn(move || scan(&mount, &found));
+    std::thread::spawn(move || scan(&mount, hold, &found));
     let mut pids = BTreeSet::new();
     while let Ok(pid) = users.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         pids.insert(pid);
@@ -29,7 +38,7 @@ pub(super) fn of(mount: &Entry, longest: Duration) -> Vec<u32> {
     pids.into_iter().collect()
 }
 
-fn scan(mount: &Entry, found: &mpsc::Sender<u32>) {
+fn scan(mount: &Entry, hold: Hold, found: &mpsc::Sender<u32>) {
     let Ok(processes) = fs::read_dir("/proc") else { return };
     let mut namespaces = HashMap::<PathBuf, HashSet<u64>>::new();
     let own = std::process::id();
@@ -40,9 +49,11 @@ fn scan(mount: &Entry, found: &mpsc::Sender<u32>) {
         let ids = namespaces.entry(namespace).or_insert_with(|| {
             let table = mountinfo::of(pid).unwrap_or_default();
             let copies = table.iter().filter(|entry| entry.device == mount.device).map(|entry| entry.id);
+            // One that was detached is in no table any more.
             copies.chain([mount.id]).collect()
         });
-        if has_open(pid, ids) || stands_on(pid, ids) || has_mapped(pid, mount.device) {
+        let lives_with_it = hold == Hold::UseOrNamespace && ids.iter().any(|id| *id != mount.id);
+        if lives_with_it || has_open(pid, ids) || stands_on(pid, ids) || has_mapped(pid, mount.device) {
             // Nobody listens any more once the time is up.
             if found.send(pid).is_err() {
                 return;
@@ -64,7 +75,7 @@ fn stands_on(pid: u32, ids: &HashSet<u64>) -> bool {
     ["cwd", "root", "exe"].iter().any(|link| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let Ok(place) = rustix::fs::open(format!("/proc/{pid}/{link}"), flags, Mode::empty()) else { return false };
-        let info = crate::mounts::process::proc_path(&place).to_string_lossy().replace("/fd/", "/fdinfo/");
+        let info = process::proc_path(&place).to_string_lossy().replace("/fd/", "/fdinfo/");
         mountinfo::mount_id(&info).ok().flatten().is_some_and(|id| ids.contains(&id))
     })
 }

@@ -44,6 +44,14 @@ pub trait Served: Sized + Send + Sync + 'static {
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Prepared<Self>, MountFailure>;
 
+    /// The kit is in the tree, and nothing of it has been answered yet. Not told to a worker that takes over.
+    ///
+    /// The error ends the mount before anybody has read from it.
+    fn mounted(&self) -> Result<(), MountFailure>;
+
+    /// The mount has ended. Told to the process that outlived the other.
+    fn unmounted(request: &MountRequest, summary: &Summary);
+
     /// What answers the kernel from now on. `Filesystem::init` must ask for the same every time; the beat is
     /// told of the first request that is answered.
     fn filesystem(self: &Arc<Self>, beat: Beat) -> Self::Filesystem;
@@ -100,6 +108,7 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let (ToWorker::Prepare(task), mut descriptors) = next(channel)? else { return Err(unexpected()) };
     let Task { request, predecessor, oom_score } = *task;
     S::start_log(&request.log, &request.state_dir);
+    request.audit.keep_private();
     if let Some(Err(error)) = oom_score.map(process::set_oom_score) {
         tracing::debug!(%error, "the out-of-memory score stays as it is");
     }
@@ -121,7 +130,8 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
         Err(failure) => return channel.send_patiently(&FromWorker::Failed(failure), &[], None),
     };
     let served = Arc::new(served);
-    channel.send_patiently(&FromWorker::Prepared(summary), &[tree.as_fd()], None)?;
+    let prepared = FromWorker::Prepared(summary.clone());
+    channel.send_patiently(&prepared, &[tree.as_fd()], None)?;
     drop(tree);
 
     let (ToWorker::Greet, descriptors) = next(channel)? else { return Err(unexpected()) };
@@ -132,6 +142,11 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let session = session.attach(device.as_fd(), connection)?;
     // The session has a descriptor of its own; the connection must be able to end with it.
     drop(device);
+    if connection == Connection::New
+        && let Err(failure) = served.mounted()
+    {
+        return channel.send_patiently(&FromWorker::Failed(failure), &[], None);
+    }
     channel.send_patiently(&FromWorker::Serving, &[], None)?;
 
     std::thread::scope(|threads| {
@@ -139,7 +154,11 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
         reporter.spawn_scoped(threads, || report(channel, &*served))?;
         session.run()?;
         served.ended();
-        channel.send_patiently(&FromWorker::Ended, &[], Some(Instant::now() + REPORT_EVERY))?;
+        let told = channel.send_patiently(&FromWorker::Ended, &[], Some(Instant::now() + REPORT_EVERY));
+        if told.is_err() {
+            // The holder is gone, and cannot say it.
+            S::unmounted(&request, &summary);
+        }
         // Without a look back: the reporter listens for ever, and what waits for a source may too.
         std::process::exit(0)
     })

@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::policy::text::duration;
 use crate::policy::text::Whole;
+use crate::policy::text::duration;
 use crate::policy::text::whole;
 
 /// One condition, as it stands in the file.
@@ -101,11 +101,12 @@ impl Claim {
     /// Whether the statement holds to it; if not, why.
     pub fn check(&self, statement: &Value, now: Timestamp) -> Result<(), String> {
         let mut found = Vec::new();
-        select(statement, &self.path, &mut found).map_err(|missing| match self.operator {
-            Operator::Absent => String::new(),
-            _ => format!("{} is not there{missing}", self.pointer),
-        })
-        .or_else(|missing| if missing.is_empty() { Ok(()) } else { Err(missing) })?;
+        select(statement, &self.path, &mut found)
+            .map_err(|missing| match self.operator {
+                Operator::Absent => String::new(),
+                _ => format!("{} is not there{missing}", self.pointer),
+            })
+            .or_else(|missing| if missing.is_empty() { Ok(()) } else { Err(missing) })?;
         found.into_iter().try_for_each(|value| {
             self.operator.holds(value, now).map_err(|why| format!("{} is {}{why}", self.pointer, shown(value)))
         })

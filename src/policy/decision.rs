@@ -6,6 +6,7 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::digest::Digest;
 use crate::policy::rule::AuditDemand;
 use crate::policy::rule::Condition;
 
@@ -38,6 +39,7 @@ impl Verdict {
 /// What was decided about one kit, and why.
 #[derive(Clone, Debug)]
 pub struct Decision {
+    digest: Digest,
     verdict: Verdict,
     rules: Vec<String>,
     conditions: Vec<Condition>,
@@ -90,8 +92,14 @@ pub(in crate::policy) struct Opinion {
 
 impl Decision {
     /// What policies say together: the strictest counts.
-    pub(in crate::policy) fn of(opinions: Vec<Opinion>, signatures: Vec<Shown>, attestations: Vec<Shown>) -> Self {
+    pub(in crate::policy) fn of(
+        digest: Digest,
+        opinions: Vec<Opinion>,
+        signatures: Vec<Shown>,
+        attestations: Vec<Shown>,
+    ) -> Self {
         let mut decision = Self {
+            digest,
             verdict: Verdict::None,
             rules: Vec::new(),
             conditions: Vec::new(),
@@ -123,6 +131,11 @@ impl Decision {
             list.retain(|item| seen.insert(item.clone()));
         }
         decision
+    }
+
+    /// The manifest that was decided about.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
     }
 
     /// The word.

@@ -258,7 +258,8 @@ impl Reader<'_> {
         all: Vec<SignerTable>,
         place: &str,
     ) -> Result<Signers, PolicyError> {
-        let signers = Signers { any: self.signers(any, place)?, at_least: at_least.unwrap_or(1), all: self.signers(all, place)? };
+        let signers =
+            Signers { any: self.signers(any, place)?, at_least: at_least.unwrap_or(1), all: self.signers(all, place)? };
         let why = if signers.any.is_empty() && signers.all.is_empty() {
             "it says neither any nor all: who?"
         } else if at_least.is_some() && signers.any.is_empty() {

@@ -258,7 +258,7 @@ impl Policies {
             seen.push(examine(&[], self.root.as_ref()));
         }
         let (signatures, attestations) = evidence::shown(&seen);
-        Decision::of(opinions, signatures, attestations)
+        Decision::of(request.digest, opinions, signatures, attestations)
     }
 }
 

@@ -66,7 +66,9 @@ impl Bundle {
     pub fn open(archive: &[u8], key: &PublicKey) -> Result<Self, BundleError> {
         let mut files = unpack(archive)?;
         let signatures = files.remove(SIGNATURES).ok_or(BundleError::Unsigned)?;
-        let malformed = |what: &'static str| move |error: serde_json::Error| BundleError::Malformed { what: what.into(), why: error.to_string() };
+        let malformed = |what: &'static str| {
+            move |error: serde_json::Error| BundleError::Malformed { what: what.into(), why: error.to_string() }
+        };
         let signatures: Signatures = serde_json::from_slice(&signatures).map_err(malformed(SIGNATURES))?;
         let [token] = signatures.signatures.as_slice() else { return Err(BundleError::Unsigned) };
         let payload: Payload = serde_json::from_slice(&verify(token, key)?).map_err(malformed("the signature"))?;
@@ -102,7 +104,8 @@ fn plain(name: &str) -> String {
 }
 
 fn unpack(archive: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, BundleError> {
-    let malformed = |error: std::io::Error| BundleError::Malformed { what: "the archive".into(), why: error.to_string() };
+    let malformed =
+        |error: std::io::Error| BundleError::Malformed { what: "the archive".into(), why: error.to_string() };
     let mut files = BTreeMap::new();
     let mut tar = tar::Archive::new(GzDecoder::new(archive).take(LONGEST));
     for entry in tar.entries().map_err(malformed)? {
@@ -135,7 +138,9 @@ fn verify(token: &str, key: &PublicKey) -> Result<Vec<u8>, BundleError> {
     }
     let signature = decode(signature)?;
     let signature = match (header.alg.as_str(), key.kind()) {
-        ("RS256" | "RS384" | "RS512" | "PS256" | "PS384" | "PS512", KeyKind::Rsa) | ("EdDSA", KeyKind::Ed25519) => signature,
+        ("RS256" | "RS384" | "RS512" | "PS256" | "PS384" | "PS512", KeyKind::Rsa) | ("EdDSA", KeyKind::Ed25519) => {
+            signature
+        }
         ("ES256", KeyKind::P256) => der(&signature, 32).ok_or_else(|| broken("it is no pair of numbers"))?,
         ("ES384", KeyKind::P384) => der(&signature, 48).ok_or_else(|| broken("it is no pair of numbers"))?,
         (alg, _) => return Err(broken(&format!("{alg} is not what this key signs with"))),
@@ -180,7 +185,10 @@ fn check(name: &str, content: &[u8], listed: &Listed) -> Result<(), BundleError>
         "SHA-384" => hex::encode(Sha384::digest(&canonical)),
         "SHA-512" => hex::encode(Sha512::digest(&canonical)),
         other => {
-            return Err(BundleError::Malformed { what: name.into(), why: format!("{other:?} is no hash that counts here") });
+            return Err(BundleError::Malformed {
+                what: name.into(),
+                why: format!("{other:?} is no hash that counts here"),
+            });
         }
     };
     match actual.eq_ignore_ascii_case(&listed.hash) {
@@ -302,10 +310,13 @@ mod tests {
     }
 
     fn token(pair: &EcdsaKeyPair, alg: &str, listed: &[(&str, &str)]) -> String {
-        let files: Vec<_> = listed.iter().map(|(name, content)| {
-            let hash = hex::encode(Sha256::digest(content.as_bytes()));
-            json!({"name": name, "hash": hash, "algorithm": "SHA-256"})
-        }).collect();
+        let files: Vec<_> = listed
+            .iter()
+            .map(|(name, content)| {
+                let hash = hex::encode(Sha256::digest(content.as_bytes()));
+                json!({"name": name, "hash": hash, "algorithm": "SHA-256"})
+            })
+            .collect();
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", part(json!({"alg": alg})), part(json!({"files": files})));
         let signature = pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
@@ -335,7 +346,8 @@ mod tests {
     fn a_bundle_that_the_key_signed_gives_modules_and_data() {
         let (pair, public) = key_pair();
         let token = token(&pair, "ES256", &[("kitfs.rego", MODULE), ("a/data.json", CANONICAL)]);
-        let bundle = Bundle::open(&archive(&[("/kitfs.rego", MODULE), ("/a/data.json", DATA)], &[token]), &public).unwrap();
+        let bundle =
+            Bundle::open(&archive(&[("/kitfs.rego", MODULE), ("/a/data.json", DATA)], &[token]), &public).unwrap();
         assert_eq!(bundle.modules, [("kitfs.rego".to_owned(), MODULE.to_owned())]);
         let rego = crate::policy::rego::Rego::compile("b", &bundle.modules, &bundle.data, "kitfs").unwrap();
         assert!(rego.answer("{}").unwrap().allowed);
@@ -347,13 +359,17 @@ mod tests {
         let (_, other) = key_pair();
         let files = [("kitfs.rego", MODULE)];
         let good = token(&pair, "ES256", &files);
-        let open = |files: &[(&str, &str)], tokens: &[String], key: &PublicKey| Bundle::open(&archive(files, tokens), key);
-        assert!(open(&files, &[good.clone()], &public).is_ok());
+        let open =
+            |files: &[(&str, &str)], tokens: &[String], key: &PublicKey| Bundle::open(&archive(files, tokens), key);
+        assert!(open(&files, std::slice::from_ref(&good), &public).is_ok());
         assert!(matches!(open(&files, &[], &public), Err(BundleError::Unsigned)));
         assert!(matches!(open(&files, &[good.clone(), good.clone()], &public), Err(BundleError::Unsigned)));
-        assert!(matches!(open(&files, &[good.clone()], &other), Err(BundleError::OtherKey { .. })));
-        assert!(matches!(open(&[("kitfs.rego", "package kitfs")], &[good.clone()], &public), Err(BundleError::Mismatch { .. })));
-        assert!(matches!(open(&[], &[good.clone()], &public), Err(BundleError::Missing { .. })));
+        assert!(matches!(open(&files, std::slice::from_ref(&good), &other), Err(BundleError::OtherKey { .. })));
+        assert!(matches!(
+            open(&[("kitfs.rego", "package kitfs")], std::slice::from_ref(&good), &public),
+            Err(BundleError::Mismatch { .. })
+        ));
+        assert!(matches!(open(&[], std::slice::from_ref(&good), &public), Err(BundleError::Missing { .. })));
         assert!(matches!(open(&[files[0], ("b.rego", MODULE)], &[good], &public), Err(BundleError::NotListed { .. })));
         for alg in ["none", "HS256", "RS256", "ES384"] {
             assert!(open(&files, &[token(&pair, alg, &files)], &public).is_err(), "{alg}");

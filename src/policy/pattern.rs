@@ -220,8 +220,15 @@ mod tests {
 
     #[test]
     fn the_narrower_pattern_is_more_specific() {
-        let wide_to_narrow =
-            ["**", "*/acme/llm", "ghcr.io/**", "ghcr.io/*/llm", "ghcr.io/acme/**", "ghcr.io/acme/*", "ghcr.io/acme/llm"];
+        let wide_to_narrow = [
+            "**",
+            "*/acme/llm",
+            "ghcr.io/**",
+            "ghcr.io/*/llm",
+            "ghcr.io/acme/**",
+            "ghcr.io/acme/*",
+            "ghcr.io/acme/llm",
+        ];
         for pair in wide_to_narrow.windows(2) {
             assert!(pattern(pair[0]).specificity() < pattern(pair[1]).specificity(), "{pair:?}");
         }

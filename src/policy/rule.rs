@@ -179,7 +179,12 @@ impl Rule {
     }
 
     /// What it says of a kit, and whose signatures satisfied it.
-    pub fn evaluate(&self, request: &Request<'_>, evidence: &Evidence, now: Timestamp) -> (Vec<Condition>, Vec<Signer>) {
+    pub fn evaluate(
+        &self,
+        request: &Request<'_>,
+        evidence: &Evidence,
+        now: Timestamp,
+    ) -> (Vec<Condition>, Vec<Signer>) {
         let mut conditions = Vec::new();
         let mut signers = BTreeSet::new();
         conditions.extend(self.check_name(request));
@@ -203,9 +208,10 @@ impl Rule {
         match (self.references, request.named) {
             (References::Tag, _) => None,
             (References::Digest, Named::Digest) => Some(Condition::met(what, request.reference)),
-            (References::Digest, Named::Tag) => {
-                Some(Condition::missed(what, format!("{} is a tag; its digest is {}", request.reference, request.digest)))
-            }
+            (References::Digest, Named::Tag) => Some(Condition::missed(
+                what,
+                format!("{} is a tag; its digest is {}", request.reference, request.digest),
+            )),
         }
     }
 
@@ -318,7 +324,9 @@ impl SignatureBlock {
                 signers.extend(satisfied);
                 Condition::met(what, format!("signed by {why}"))
             }
-            Err(why) => Condition::missed(what, because(evidence, Kind::Signature, "signed", &why, misses)),
+            Err(why) => {
+                Condition::missed(what, because(evidence, Kind::Signature, "signed", &why, signed.len(), misses))
+            }
         }
     }
 
@@ -337,12 +345,8 @@ impl SignatureBlock {
 
 impl AttestationBlock {
     fn check(&self, evidence: &Evidence, now: Timestamp) -> Condition {
-        let mut what = format!(
-            "attested {} {}{}",
-            self.predicate_type,
-            self.signers.describe(),
-            self.demands.describe()
-        );
+        let mut what =
+            format!("attested {} {}{}", self.predicate_type, self.signers.describe(), self.demands.describe());
         if let Some(age) = self.max_age {
             what.push_str(&format!(", at most {age:#} old"));
         }
@@ -370,7 +374,9 @@ impl AttestationBlock {
                 let why = satisfied.iter().map(Signer::to_string).collect::<Vec<_>>().join(", ");
                 Condition::met(what, format!("attested by {why}"))
             }
-            Err(why) => Condition::missed(what, because(evidence, Kind::Attestation, "attested", &why, misses)),
+            Err(why) => {
+                Condition::missed(what, because(evidence, Kind::Attestation, "attested", &why, signed.len(), misses))
+            }
         }
     }
 
@@ -419,8 +425,8 @@ fn said_at(attestation: &Attestation) -> Result<Option<Timestamp>, String> {
     }
 }
 
-/// Why nothing that was found is enough.
-fn because(evidence: &Evidence, kind: Kind, done: &str, why: &str, mut misses: Vec<String>) -> String {
+/// Why what was found is not enough: `counted` signers, and what does not count.
+fn because(evidence: &Evidence, kind: Kind, done: &str, why: &str, counted: usize, mut misses: Vec<String>) -> String {
     for rejected in evidence.rejected.iter().filter(|rejected| rejected.kind == kind) {
         misses.push(match &rejected.signer {
             Some(signer) => format!("{signer}: {}", rejected.why),
@@ -433,8 +439,9 @@ fn because(evidence: &Evidence, kind: Kind, done: &str, why: &str, mut misses: V
     if more > 0 {
         misses.push(format!("and {more} more"));
     }
-    match misses.is_empty() {
-        true => format!("not {done}"),
-        false => format!("{done} {why}: {}", misses.join("; ")),
+    match (counted, misses.is_empty()) {
+        (0, true) => format!("not {done}"),
+        (_, true) => format!("{done} {why}"),
+        (_, false) => format!("{done} {why}: {}", misses.join("; ")),
     }
 }

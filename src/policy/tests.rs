@@ -141,28 +141,38 @@ fn who_must_have_signed() {
             false,
         ),
         (
-            rule("[[rule.signature]]\nany = [{ identity = \"a\", issuer_regexp = \"https://.*\", extensions = { build_trigger = \"push\" } }]\n"),
+            rule(
+                "[[rule.signature]]\nany = [{ identity = \"a\", issuer_regexp = \"https://.*\", extensions = { build_trigger = \"push\" } }]\n",
+            ),
             people(&["a"]),
             true,
         ),
         (
-            rule("[[rule.signature]]\nany = [{ identity = \"a\", issuer_regexp = \"https://.*\", extensions = { build_trigger = \"pull_request\" } }]\n"),
+            rule(
+                "[[rule.signature]]\nany = [{ identity = \"a\", issuer_regexp = \"https://.*\", extensions = { build_trigger = \"pull_request\" } }]\n",
+            ),
             people(&["a"]),
             false,
         ),
         (
-            rule("[[rule.signature]]\nall = [{ key = \"a.pub\" }, { identity = \"a\", issuer = \"https://accounts.example\" }]\n"),
+            rule(
+                "[[rule.signature]]\nall = [{ key = \"a.pub\" }, { identity = \"a\", issuer = \"https://accounts.example\" }]\n",
+            ),
             signed([seal(key()), seal(person("a"))]),
             true,
         ),
         (
-            rule("[[rule.signature]]\nall = [{ key = \"a.pub\" }, { identity = \"a\", issuer = \"https://accounts.example\" }]\n"),
+            rule(
+                "[[rule.signature]]\nall = [{ key = \"a.pub\" }, { identity = \"a\", issuer = \"https://accounts.example\" }]\n",
+            ),
             signed([seal(key())]),
             false,
         ),
         // Each block must hold.
         (
-            rule("[[rule.signature]]\nany = [{ key = \"a.pub\" }]\n[[rule.signature]]\nany = [{ identity = \"a\", issuer = \"https://accounts.example\" }]\n"),
+            rule(
+                "[[rule.signature]]\nany = [{ key = \"a.pub\" }]\n[[rule.signature]]\nany = [{ identity = \"a\", issuer = \"https://accounts.example\" }]\n",
+            ),
             signed([seal(key())]),
             false,
         ),
@@ -251,7 +261,9 @@ fn rego_sees_what_the_documentation_says() {
          input.attestations[0].predicate_type == \"t\"; input.attestations[0].statement.predicate.n == 1\n\
          time.parse_rfc3339_ns(input.now) > 0\n}\n",
     );
-    let policies = Policies::of_file(&write(folder.path(), "policy.toml", &rule("[[rule.rego]]\nfile = \"kitfs.rego\"\n"))).unwrap();
+    let policies =
+        Policies::of_file(&write(folder.path(), "policy.toml", &rule("[[rule.rego]]\nfile = \"kitfs.rego\"\n")))
+            .unwrap();
     let first = Seal { annotations: BTreeMap::from([("env".into(), "prod".into())]), ..seal(key()) };
     let evidence = Evidence {
         signatures: vec![first, seal(person("a"))],
@@ -267,7 +279,8 @@ fn rego_sees_what_the_documentation_says() {
 fn the_strictest_policy_counts_and_a_satisfied_one_gives_no_reason() {
     let folder = tempfile::tempdir().unwrap();
     let allow = write(folder.path(), "allow.toml", "version = 1\ndefault = \"allow\"\n");
-    let warn = write(folder.path(), "warn.toml", &rule("mode = \"warn\"\nreferences = \"digest\"\naudit = \"required\"\n"));
+    let warn =
+        write(folder.path(), "warn.toml", &rule("mode = \"warn\"\nreferences = \"digest\"\naudit = \"required\"\n"));
     let deny = write(folder.path(), "deny.toml", "version = 1\ndefault = \"deny\"\n");
     for (standing, file, expected) in [
         (vec![allow.clone()], &allow, Verdict::Allow),
@@ -303,11 +316,22 @@ fn what_is_no_policy_names_file_and_key() {
         (&rule("[[rule.signature]]\nany = [{ key = \"a.pub\" }]\nat_least = 2\n"), "at_least"),
         (&rule("[[rule.signature]]\nany = [{ key = \"a.pub\" }]\nat_least = 0\n"), "at_least"),
         (&rule("[[rule.signature]]\nany = []\n"), "who"),
-        (&rule("[[rule.signature]]\nany = [{ identity = \"x\", identity_regexp = \"x\", issuer = \"y\" }]\n"), "not both"),
+        (
+            &rule("[[rule.signature]]\nany = [{ identity = \"x\", identity_regexp = \"x\", issuer = \"y\" }]\n"),
+            "not both",
+        ),
         (&rule("[[rule.signature]]\nany = [{ identity_regexp = \"(\", issuer = \"y\" }]\n"), "regular expression"),
         (&rule("[[rule.attestation]]\nany = [{ key = \"a.pub\" }]\n"), "predicate_type"),
-        (&rule("[[rule.attestation]]\npredicate_type = \"t\"\nany = [{ key = \"a.pub\" }]\nmax_age = \"old\"\n"), "max_age"),
-        (&rule("[[rule.attestation]]\npredicate_type = \"t\"\nany = [{ key = \"a.pub\" }]\nwhere = [{ pointer = \"/a\" }]\n"), "/a"),
+        (
+            &rule("[[rule.attestation]]\npredicate_type = \"t\"\nany = [{ key = \"a.pub\" }]\nmax_age = \"old\"\n"),
+            "max_age",
+        ),
+        (
+            &rule(
+                "[[rule.attestation]]\npredicate_type = \"t\"\nany = [{ key = \"a.pub\" }]\nwhere = [{ pointer = \"/a\" }]\n",
+            ),
+            "/a",
+        ),
         (&rule("[[rule.rego]]\nbundle = \"b.tar.gz\"\n"), "bundle_key"),
         (&rule("[[rule.rego]]\ndata = \"d.json\"\n"), "rego"),
         (&rule("parents = [\"a/b:v1\"]\n"), "parents"),

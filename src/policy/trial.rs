@@ -160,7 +160,10 @@ impl Trial {
         let document: Document = toml::from_str(&text).map_err(|error| file::syntax(path, &text, &error))?;
         let invalid = |key: &str, why: String| PolicyError::Invalid { path: path.into(), key: key.into(), why };
         if document.version != 1 {
-            return Err(invalid("version", format!("version {} is none that this program reads: it reads 1", document.version)));
+            return Err(invalid(
+                "version",
+                format!("version {} is none that this program reads: it reads 1", document.version),
+            ));
         }
         if document.case.is_empty() {
             return Err(invalid("case", "there is no case".into()));

@@ -5,6 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use crate::audit;
+use crate::audit::Event;
 use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::kit::config::KITFILE_ANNOTATION;
@@ -16,6 +18,7 @@ use crate::kit::media::Artifact;
 use crate::layers::Workshop;
 use crate::policy;
 use crate::policy::Admitted;
+use crate::policy::AuditDemand;
 use crate::policy::Decision;
 use crate::policy::Named;
 use crate::policy::Request;
@@ -61,6 +64,7 @@ impl<'a> Chain<'a> {
         let Query { reference, filters, freshness, .. } = *self.query;
         let source = Source::open(reference, self.query.source, &self.workshop.buffers).await?;
         let (digest, how) = ask(self.workshop, &source, reference, freshness).await?;
+        tell_resolved(self.workshop, &reference.to_string(), digest, how, &source, None);
         *resolved = Some(how);
         if how == Resolved::Cache {
             self.warnings.push(format!("{reference} was not asked for: using {digest}, which it named last"));
@@ -72,7 +76,8 @@ impl<'a> Chain<'a> {
             if self.links.len() > MAX_LINKS {
                 return Err(ResolveError::TooManyParents { reference: reference.to_string() });
             }
-            let (source, digest) = self.find_parent(&parent).await?;
+            let (source, digest, how) = self.find_parent(&parent).await?;
+            tell_resolved(self.workshop, &parent.to_string(), digest, how, &source, self.links.last());
             if self.links.iter().any(|link| link.digest == digest) {
                 return Err(ResolveError::Loop { parent: parent.to_string(), digest });
             }
@@ -91,12 +96,15 @@ impl<'a> Chain<'a> {
         filters: &[Filter],
     ) -> Result<(), ResolveError> {
         let reference = &name.reference;
+        let kit = audit::Kit { reference: reference.clone(), digest };
         let fetch = async || source.manifest(&digest).await;
-        let manifest = small(self.workshop, &digest, fetch).await.map_err(|error| error.of(reference))?;
+        let manifest =
+            small(self.workshop, &kit, &digest, &source, fetch).await.map_err(|error| error.of(reference))?;
         let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
         let config = manifest.parse::<Manifest>().map_err(no_kit)?.config.clone();
         let fetch = async || source.blob(&config).await;
-        let config = small(self.workshop, &config.digest, fetch).await.map_err(|error| error.of(reference))?;
+        let config =
+            small(self.workshop, &kit, &config.digest, &source, fetch).await.map_err(|error| error.of(reference))?;
         let candidate = Candidate::new(reference.clone(), digest, source, manifest, config, filters)?;
         let Candidate { manifest, contents, .. } = &candidate;
         self.seen.push(Seen::new(self.links.len(), reference, digest, manifest, contents));
@@ -137,39 +145,62 @@ impl<'a> Chain<'a> {
         let refused = || ResolveError::Refused { reference, digest, reasons: decision.reasons().to_vec() };
         let admitted = decision.admit().ok_or_else(refused);
         if decision.verdict() == policy::Verdict::Warn {
-            self.warnings.extend(decision.reasons().iter().map(|reason| format!("policy: {}: {reason}", name.reference)));
+            self.warnings
+                .extend(decision.reasons().iter().map(|reason| format!("policy: {}: {reason}", name.reference)));
         }
+        let told = self.tell_decided(name, &decision).await;
         self.decisions.push(decision);
-        admitted
+        told.and(admitted)
+    }
+
+    /// Where a policy demands a log of what happens, nothing goes on that is not in it.
+    async fn tell_decided(&self, name: &Name<'_>, decision: &Decision) -> Result<(), ResolveError> {
+        let event = Event::Decision {
+            kit: audit::Kit { reference: name.reference.clone(), digest: *decision.digest() },
+            verdict: decision.verdict().name().into(),
+            rules: decision.rules().to_vec(),
+            identities: decision.signers().to_vec(),
+            reasons: decision.reasons().to_vec(),
+        };
+        let audit = Arc::clone(&self.workshop.audit);
+        match decision.audit() {
+            AuditDemand::BestEffort => audit.record_soon(event),
+            AuditDemand::Required => {
+                let recording = tokio::task::spawn_blocking(move || audit.require().and_then(|()| audit.record(event)));
+                recording.await.map_err(|_| ResolveError::Stopped)??;
+            }
+        }
+        Ok(())
     }
 
     /// What lies beside a manifest, by its source; where that cannot be reached, what it said last.
-    async fn material(&self, candidate: &Candidate) -> Result<Material, ResolveError> {
+    async fn material(&mut self, candidate: &Candidate) -> Result<Material, ResolveError> {
         let Query { freshness, limits, .. } = *self.query;
         let (digest, store) = (candidate.digest, &self.workshop.store);
-        let is_local = !matches!(candidate.source.pinned(&digest), Reference::Registry(_));
-        let kept = || store.material(&digest).and_then(|bytes| Material::of_bytes(&bytes).ok());
+        let at = candidate.source.pinned(&digest);
+        let (place, is_local) = (at.to_string(), !matches!(at, Reference::Registry(_)));
+        let kept = || store.material(&place).and_then(|bytes| Material::of_bytes(&bytes).ok());
         if freshness == Freshness::Offline && !is_local {
             return kept().ok_or_else(|| ResolveError::NeverAsked { reference: candidate.reference.clone() });
         }
         match Material::collect(&candidate.source, &digest, limits).await {
             Ok(material) => {
                 let stored = material.encode().map_err(std::io::Error::other);
-                if let Err(error) = stored.and_then(|bytes| store.keep_material(&digest, &bytes)) {
+                if let Err(error) = stored.and_then(|bytes| store.keep_material(&place, &bytes)) {
                     tracing::warn!(%digest, %error, "cannot keep signatures");
                 }
                 Ok(material)
             }
             Err(error) if error.fault() == Fault::Unreachable && freshness == Freshness::Prefer => {
                 let Some(kept) = kept() else { return Err(error.into()) };
-                tracing::warn!(%digest, %error, "signatures are those that were seen last");
+                self.warnings.push(format!("signatures of {} are those that were seen last", candidate.reference));
                 Ok(kept)
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    async fn find_parent(&self, parent: &RegistryReference) -> Result<(Source, Digest), ResolveError> {
+    async fn find_parent(&self, parent: &RegistryReference) -> Result<(Source, Digest, Resolved), ResolveError> {
         let (workshop, freshness) = (self.workshop, self.query.freshness);
         let Some(child) = self.links.last() else { return Err(ResolveError::BadPin { at: parent.to_string() }) };
         let named = parent.to_string();
@@ -178,7 +209,7 @@ impl<'a> Chain<'a> {
             match child.source.parent(parent).await {
                 Ok((source, digest)) => {
                     remember(workshop, &named, digest);
-                    return Ok((source, digest));
+                    return Ok((source, digest, Resolved::Registry));
                 }
                 Err(SourceError::Unreachable { .. }) if freshness == Freshness::Prefer && seen().is_some() => {}
                 Err(error) => return Err(ResolveError::Parent { parent: named, source: error }),
@@ -186,7 +217,7 @@ impl<'a> Chain<'a> {
         }
         let seen = seen().ok_or_else(|| ResolveError::NeverSeen { reference: named.clone() })?;
         let digest = seen.digest;
-        Ok((child.source.parent_at(parent, &digest).await?, digest))
+        Ok((child.source.parent_at(parent, &digest).await?, digest, Resolved::Cache))
     }
 }
 
@@ -280,16 +311,55 @@ fn remember(workshop: &Workshop, reference: &str, digest: Digest) {
     }
 }
 
-/// A manifest or a config: from the store if it is whole there, else from the source.
+fn tell_resolved(
+    workshop: &Workshop,
+    reference: &str,
+    digest: Digest,
+    resolved: Resolved,
+    source: &Source,
+    child: Option<&Link>,
+) {
+    let by = match resolved {
+        Resolved::Registry => "registry",
+        Resolved::Cache => "cache",
+        Resolved::Digest => "digest",
+    };
+    workshop.audit.record_soon(Event::Resolved {
+        kit: audit::Kit { reference: reference.into(), digest },
+        by: by.into(),
+        source: source.name(),
+        needed_by: child.map(|child| child.digest),
+    });
+}
+
+fn tell_mismatch(workshop: &Workshop, kit: &audit::Kit, mismatch: &DigestMismatch, source: String) {
+    workshop.audit.record_soon(Event::Mismatch {
+        reference: kit.reference.clone(),
+        digest: Some(kit.digest),
+        layer: None,
+        expected: mismatch.expected.to_string(),
+        actual: mismatch.actual.to_string(),
+        source,
+        repeated: 0,
+    });
+}
+
+/// A manifest or a config of a kit: from the store if it is whole there, else from the source.
 async fn small(
     workshop: &Workshop,
+    kit: &audit::Kit,
     digest: &Digest,
+    source: &Source,
     fetch: impl AsyncFnOnce() -> Result<Unverified, SourceError>,
 ) -> Result<Verified<Bytes>, SmallError> {
-    if let Some(Ok(kept)) = workshop.store.blob(digest).map(|kept| kept.verify(digest)) {
-        return Ok(kept);
+    match workshop.store.blob(digest).map(|kept| kept.verify(digest)) {
+        Some(Ok(kept)) => return Ok(kept),
+        Some(Err(mismatch)) => tell_mismatch(workshop, kit, &mismatch, "cache".into()),
+        None => {}
     }
-    let fetched = fetch().await?.verify(digest)?;
+    let fetched = fetch().await?.verify(digest).inspect_err(|mismatch| {
+        tell_mismatch(workshop, kit, mismatch, source.name());
+    })?;
     if let Err(error) = workshop.store.keep_blob(digest, &fetched) {
         tracing::warn!(%digest, %error, "cannot keep a manifest or config");
     }
@@ -322,4 +392,3 @@ impl SmallError {
         }
     }
 }
-

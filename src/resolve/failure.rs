@@ -1,5 +1,8 @@
 //! Why a reference did not become a kit.
 
+use std::sync::Arc;
+
+use crate::audit::AuditError;
 use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::kit::contents::KitError;
@@ -92,6 +95,12 @@ pub enum ResolveError {
         /// The reference.
         reference: String,
     },
+    /// A policy demands an audit log, and it cannot be written.
+    #[error("the policy demands an audit log")]
+    Audit(#[from] Arc<AuditError>),
+    /// The program ends.
+    #[error("stopped")]
+    Stopped,
     /// A policy says no.
     #[error("{reference} ({digest}) is refused by policy: {}", reasons.join("; "))]
     Refused {
@@ -119,9 +128,11 @@ impl ResolveError {
             Self::Source(error) | Self::Parent { source: error, .. } => error.fault(),
             Self::Mismatch { .. } => Fault::Mismatch,
             Self::Trust(error) => error.fault(),
+            Self::Audit(error) => error.fault(),
             Self::Refused { .. } => Fault::Refused,
             Self::NeverSeen { .. } | Self::NeverAsked { .. } => Fault::Unreachable,
-            Self::ConfigSize { .. }
+            Self::Stopped
+            | Self::ConfigSize { .. }
             | Self::NoKit { .. }
             | Self::Malformed { .. }
             | Self::TooManyParents { .. }

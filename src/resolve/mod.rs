@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
 use crate::digest::Digest;
 use crate::kit::contents::Contents;
 use crate::kit::descriptor::Descriptor;
@@ -149,7 +150,6 @@ pub struct Link {
     pub admitted: Admitted,
 }
 
-
 /// What another process needs to open the same kit again without asking a tag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
@@ -191,7 +191,8 @@ impl Kit {
         filters: &[Filter],
         options: &source::Options,
     ) -> Result<Self, ResolveError> {
-        let mut kit = Self { links: Vec::new(), resolved: pinned.resolved, decisions: Vec::new(), warnings: Vec::new() };
+        let mut kit =
+            Self { links: Vec::new(), resolved: pinned.resolved, decisions: Vec::new(), warnings: Vec::new() };
         let of_parent = Filter::for_parent(filters).unwrap_or_default();
         for PinnedLink { reference, at, manifest, config, admitted } in &pinned.links {
             let filters = if kit.links.is_empty() { filters } else { &of_parent };
@@ -205,7 +206,8 @@ impl Kit {
             let [manifest, config] = [manifest, config].map(|bytes| Unverified::new(bytes.clone()));
             let mismatch = |source| ResolveError::Mismatch { reference: reference.clone(), source };
             let manifest = manifest.verify(&digest).map_err(mismatch)?;
-            let config_digest = manifest.parse::<Manifest>().map_err(|_| ResolveError::BadPin { at: at.to_string() })?;
+            let config_digest =
+                manifest.parse::<Manifest>().map_err(|_| ResolveError::BadPin { at: at.to_string() })?;
             let config = config.verify(&config_digest.config.digest).map_err(mismatch)?;
             let candidate = Candidate::new(reference.clone(), digest, Arc::new(source), manifest, config, filters)?;
             kit.links.push(candidate.admit(admitted.clone()));
@@ -246,9 +248,12 @@ impl Kit {
     /// All layers, in the order in which `kit unpack` would write them: a kit's own, then its parent's.
     pub fn layers(&self, workshop: &Arc<Workshop>) -> Vec<Arc<Layer>> {
         let of_link = |link: &Link| {
-            let (digest, source) = (link.digest, Arc::clone(&link.source));
+            let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
+            let source = Arc::clone(&link.source);
             let layers = link.contents.layers.clone();
-            layers.into_iter().map(move |layer| Layer::new(layer, digest, Arc::clone(&source), Arc::clone(workshop)))
+            layers
+                .into_iter()
+                .map(move |layer| Layer::new(layer, kit.clone(), Arc::clone(&source), Arc::clone(workshop)))
         };
         self.links.iter().flat_map(of_link).collect()
     }

@@ -100,7 +100,8 @@ mod tests {
         assert_eq!(Referrers::of_fallback(br#"{"config":{},"layers":[]}"#, "t"), []);
         assert_eq!(Referrers::of_fallback(b"[", "t"), []);
         let digest = Digest::of(b"a");
-        let list = format!(r#"{{"manifests":[null,{{"digest":"sha1:0"}},{{"digest":"{digest}","artifactType":null}}]}}"#);
+        let list =
+            format!(r#"{{"manifests":[null,{{"digest":"sha1:0"}},{{"digest":"{digest}","artifactType":null}}]}}"#);
         let expected = Companion { digest, artifact_type: String::new(), found: "t".into() };
         assert_eq!(Referrers::of_fallback(list.as_bytes(), "t"), [expected]);
     }

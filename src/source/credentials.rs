@@ -166,7 +166,8 @@ impl Credentials {
             .spawn()
             .map_err(|error| unusable(&program, format!("the credential helper does not start: {error}")))?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-        let limit = self.timeout.min(HELPER_TIMEOUT);
+        // Sooner than the request that waits for this, whose own end would say less.
+        let limit = (self.timeout / 4 * 3).min(HELPER_TIMEOUT);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let talk = async {
             if let Some(mut stdin) = stdin {
@@ -188,7 +189,11 @@ impl Credentials {
         if !status.success() {
             // What Docker's helpers print when they have nothing for that server.
             let nothing = String::from_utf8_lossy(&answer).to_lowercase().contains("credentials not found");
-            return if nothing { Ok(None) } else { Err(unusable(&program, format!("the credential helper ended with {status}"))) };
+            return if nothing {
+                Ok(None)
+            } else {
+                Err(unusable(&program, format!("the credential helper ended with {status}")))
+            };
         }
         let answer: HelperAnswer = serde_json::from_slice(&answer)
             .map_err(|_| unusable(&program, "the credential helper's answer is not understood"))?;
@@ -221,9 +226,10 @@ enum Keeper<'c> {
 impl Config {
     fn keeper(&self, host: &str) -> Keeper<'_> {
         let of = |key: &str| registry_of(key) == registry_of(host);
-        let helper = self.cred_helpers.get(host).or_else(|| {
-            self.cred_helpers.iter().find(|(key, _)| of(key)).map(|(_, helper)| helper)
-        });
+        let helper = self
+            .cred_helpers
+            .get(host)
+            .or_else(|| self.cred_helpers.iter().find(|(key, _)| of(key)).map(|(_, helper)| helper));
         if let Some(helper) = helper.filter(|helper| !helper.is_empty()) {
             return Keeper::Helper(helper.clone());
         }
@@ -329,7 +335,8 @@ mod tests {
 
     #[test]
     fn a_credential_prints_no_secret() {
-        let printed = format!("{:?} {:?}", password("user", "TOPSECRET"), Credential::IdentityToken("TOPSECRET".into()));
+        let printed =
+            format!("{:?} {:?}", password("user", "TOPSECRET"), Credential::IdentityToken("TOPSECRET".into()));
         assert!(!printed.contains("TOPSECRET"), "{printed}");
     }
 

@@ -49,11 +49,17 @@ struct Tagged {
 impl Store {
     /// Opens the store of this user. No read takes longer than `timeout`.
     pub(super) async fn open(name: &KitopsName, version: &Version, timeout: Duration) -> Result<Self, SourceError> {
-        let home = home().ok_or_else(|| SourceError::NotFound("KitOps' store (KITOPS_HOME and HOME are unset)".into()))?;
+        let home =
+            home().ok_or_else(|| SourceError::NotFound("KitOps' store (KITOPS_HOME and HOME are unset)".into()))?;
         Self::open_at(&home, name, version, timeout).await
     }
 
-    async fn open_at(home: &Path, name: &KitopsName, version: &Version, timeout: Duration) -> Result<Self, SourceError> {
+    async fn open_at(
+        home: &Path,
+        name: &KitopsName,
+        version: &Version,
+        timeout: Duration,
+    ) -> Result<Self, SourceError> {
         let at = home.join("storage");
         let what = format!("KitOps' store at {}", at.display());
         let look = move || -> std::io::Result<PathBuf> {
@@ -61,7 +67,8 @@ impl Store {
             let storage = std::path::absolute(at)?;
             std::fs::read_dir(&storage).map(|_| storage)
         };
-        let storage = files::blocking(timeout, &what, look).await?.map_err(|error| files::local(what.clone(), error))?;
+        let storage =
+            files::blocking(timeout, &what, look).await?.map_err(|error| files::local(what.clone(), error))?;
         let blobs = Blobs::in_directory(storage.clone(), "kit:".into(), timeout);
         Ok(Self { storage, name: name.clone(), version: version.clone(), blobs, timeout })
     }
@@ -78,7 +85,9 @@ impl Store {
         let what = format!("kit:{}", self.name.full());
         match self.lookup(&self.name, &self.version).await? {
             Some(digest) => Ok(digest),
-            None => Err(SourceError::NotFound(format!("{what}:{}", self.version.tag.as_deref().unwrap_or(DEFAULT_TAG)))),
+            None => {
+                Err(SourceError::NotFound(format!("{what}:{}", self.version.tag.as_deref().unwrap_or(DEFAULT_TAG))))
+            }
         }
     }
 

@@ -89,8 +89,9 @@ impl Layout {
         Ok(Self { path: path.to_owned(), version: version.clone(), blobs, index: Arc::new(index) })
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Where the layout is, for a process in another working directory.
+    pub(super) fn path(&self) -> PathBuf {
+        std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone())
     }
 
     pub(super) fn name(&self) -> String {
@@ -104,10 +105,10 @@ impl Layout {
     pub(super) fn resolve(&self) -> Result<Digest, SourceError> {
         match (&self.version.digest, &self.version.tag) {
             (Some(digest), _) => Ok(*digest),
-            (None, Some(tag)) => self
-                .index
-                .named(|name| name == tag, &self.name())?
-                .ok_or_else(|| SourceError::NotFound(format!("tag {tag:?} in {}{}", self.name(), self.index.tags_hint()))),
+            (None, Some(tag)) => self.index.named(|name| name == tag, &self.name())?.ok_or_else(|| {
+                let (name, tags) = (self.name(), self.index.tags());
+                SourceError::NotFound(format!("tag {tag:?} in {name}, which has {tags},"))
+            }),
             (None, None) => self.index.only(&self.name()),
         }
     }
@@ -227,16 +228,13 @@ impl Index {
     /// Some of the names, for messages.
     fn tags(&self) -> String {
         let tags: BTreeSet<&str> = self.entries().filter_map(Entry::name).collect();
-        let some: Vec<_> = tags.iter().take(10).map(|tag| format!("{:?}", tag.chars().take(140).collect::<String>())).collect();
+        let some: Vec<_> =
+            tags.iter().take(10).map(|tag| format!("{:?}", tag.chars().take(140).collect::<String>())).collect();
         match tags.len() {
-            0 => "(there are none)".into(),
+            0 => "no tags".into(),
             len if len > some.len() => format!("{}, …", some.join(", ")),
             _ => some.join(", "),
         }
-    }
-
-    fn tags_hint(&self) -> String {
-        format!(", whose tags are {},", self.tags())
     }
 }
 
@@ -264,14 +262,18 @@ fn open(path: &Path, name: String, timeout: Duration) -> Result<(Blobs, Vec<u8>)
     let path = std::path::absolute(path).map_err(local)?;
     if std::fs::metadata(&path).map_err(local)?.is_dir() {
         let what = format!("index.json of {name}");
-        let (file, len) = files::open_regular(&path.join("index.json")).map_err(|error| files::local(what.clone(), error))?;
+        let (file, len) =
+            files::open_regular(&path.join("index.json")).map_err(|error| files::local(what.clone(), error))?;
         let index = read(&file, 0, len, what)?;
         return Ok((Blobs::in_directory(path, name, timeout), index));
     }
     let (file, len) = files::open_regular(&path).map_err(local)?;
     let members = tarball::members(&file, len).map_err(|error| match error {
         InvalidTar::Io(error) => files::local(name.clone(), error),
-        invalid => SourceError::Malformed { what: name.clone(), why: format!("{invalid}, and it is no directory") },
+        InvalidTar::Header(0) => {
+            SourceError::Malformed { what: name.clone(), why: "it is neither a directory nor a tar".into() }
+        }
+        invalid => SourceError::Malformed { what: name.clone(), why: invalid.to_string() },
     })?;
     let what = format!("index.json in {name}");
     let range = members.get("index.json").ok_or_else(|| SourceError::NotFound(what.clone()))?;
@@ -301,7 +303,9 @@ mod tests {
         let entries: Vec<_> = entries
             .iter()
             .map(|(name, digest)| {
-                format!(r#"{{"digest":"{digest}","size":1,"data":"x","urls":null,"annotations":{{"{REF_NAME}":"{name}"}}}}"#)
+                format!(
+                    r#"{{"digest":"{digest}","size":1,"data":"x","urls":null,"annotations":{{"{REF_NAME}":"{name}"}}}}"#
+                )
             })
             .collect();
         Index::parse(format!(r#"{{"manifests":[null,{}]}}"#, entries.join(",")).as_bytes(), "i").unwrap()
@@ -315,7 +319,10 @@ mod tests {
         assert_eq!(index.named(|name| name == "v3", "l").unwrap(), None);
         assert!(matches!(index.named(|name| name == "x", "l"), Err(SourceError::Malformed { .. })));
         let error = index.only("l").unwrap_err();
-        assert!(matches!(error, SourceError::Ambiguous { .. }) && error.to_string().contains("\"v1\", \"v2\""), "{error}");
+        assert!(
+            matches!(error, SourceError::Ambiguous { .. }) && error.to_string().contains("\"v1\", \"v2\""),
+            "{error}"
+        );
     }
 
     #[test]

@@ -69,7 +69,10 @@ enum Kind {
     Layout(Layout),
     Kitops(Store),
     /// A place that could not be opened again, and why.
-    Lost { at: Reference, error: SourceError },
+    Lost {
+        at: Reference,
+        error: SourceError,
+    },
 }
 
 impl Source {
@@ -151,7 +154,7 @@ impl Source {
         let version = Version { tag: None, digest: Some(*digest) };
         match &self.kind {
             Kind::Registry(registry) => Reference::Registry(RegistryReference { version, ..registry.reference() }),
-            Kind::Layout(layout) => Reference::Layout { path: layout.path().to_owned(), version },
+            Kind::Layout(layout) => Reference::Layout { path: layout.path(), version },
             Kind::Kitops(store) => Reference::Kitops { name: store.repository().clone(), version },
             Kind::Lost { at, .. } => at.clone(),
         }
@@ -239,7 +242,9 @@ impl Source {
         }
         match &self.kind {
             Kind::Registry(registry) => registry.range(blob, range, &self.buffers).await,
-            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => self.exact(blob).await?.read(range, &self.buffers).await,
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => {
+                self.exact(blob).await?.read(range, &self.buffers).await
+            }
         }
     }
 
@@ -270,7 +275,9 @@ impl Source {
             Kind::Layout(layout) => layout.blobs().find(digest).await,
             Kind::Kitops(store) => store.blobs().find(digest).await,
             Kind::Lost { error, .. } => Err(error.clone()),
-            Kind::Registry(registry) => Err(SourceError::NotFound(format!("{digest} on the disk of {}", registry.host()))),
+            Kind::Registry(registry) => {
+                Err(SourceError::NotFound(format!("{digest} on the disk of {}", registry.host())))
+            }
         }
     }
 
@@ -374,11 +381,11 @@ pub enum SourceError {
         source: Option<Cause>,
     },
     /// A reference without a tag to a layout of several kits.
-    #[error("{what} has several manifests: add one of the tags {tags}, or a digest")]
+    #[error("{what} has several manifests; name one by its tag or digest: it has {tags}")]
     Ambiguous {
         /// The layout.
         what: String,
-        /// The tags that there are.
+        /// Some of the tags that there are.
         tags: String,
     },
     /// The source holds or answers something that cannot be what it should be.

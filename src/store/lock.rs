@@ -40,8 +40,8 @@ impl Store {
     }
 
     /// The right to evict a layer; `None` while it is pinned.
-    pub(super) fn try_lock_unpinned(&self, layer_file: &str) -> io::Result<Option<Lock>> {
-        self.try_lock(&format!("pin-{layer_file}"), FlockOperation::NonBlockingLockExclusive)
+    pub(super) fn try_lock_unpinned(&self, layer: &Digest) -> io::Result<Option<Lock>> {
+        self.try_lock(&format!("pin-{}", file_name(layer)), FlockOperation::NonBlockingLockExclusive)
     }
 
     pub(super) fn lock_adding(&self) -> io::Result<Lock> {

@@ -1,14 +1,16 @@
 //! The content store of one host or user, shared by all its mounts and processes.
 //!
-//! What comes out is [`Unverified`], or a [`Witness`] that proves a file before it is read: the disk is
+//! What comes out is [`Unverified`], or a [`Witness`](crate::verify::Witness) that proves a file before it is read: the disk is
 //! not trusted. What goes in is proved. Opening is O(1); nothing is scanned on the way to a mount.
 //!
-//! # On disk (format 1)
+//! # On disk
+//! The format is part of the path: another version of kitfs keeps its own beside this one.
 //! ```text
-//! CACHE/version                    "kitfs store 1"
+//! CACHE/v1/
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
-//!       layers/<algorithm>-<hex>   the sealed index of a layer that was proved whole; its mtime is its last use
-//!       material/<alg>-<hex>       sealed: the signatures found beside a manifest, by its digest
+//!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
+//!                                  read (`tar+gzip`); its mtime is its last use
+//!       material/<hex>             sealed: what lay beside a manifest; named by the SHA-256 of its reference
 //!       objects/ab/<hex>           contents of files, by their fs-verity digest, 0400
 //!       records/ab/<hex>           sealed: the stamp under which a large object was proved whole
 //!       tags/<hex>                 sealed: the digest last seen for a tag; named by the SHA-256 of the reference
@@ -40,12 +42,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::kit::index::Index;
+use crate::kit::media::Reading;
 use crate::verify::FromVerified;
 use crate::verify::LocalKey;
 use crate::verify::Unverified;
 use crate::verify::Verified;
 
-const VERSION: &str = "kitfs store 1\n";
+/// The folder of this format.
+const FORMAT: &str = "v1";
 
 /// No metadata file of the store is larger than this: the index of a layer of 4 TiB is.
 const METADATA_LIMIT: u64 = 1 << 30;
@@ -63,22 +67,13 @@ impl Store {
     /// Opens the store at `root`, making it if it is not there. `key` seals what kitfs writes there for
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
-        let at = |path: &Path, source| StoreError::Io { path: path.into(), source };
+        let root = root.join(FORMAT);
         for folder in ["blobs", "layers", "material", "objects", "records", "tags", "staging", "locks"] {
             let path = root.join(folder);
-            make_folder(&path).map_err(|error| at(&path, error))?;
-        }
-        let path = root.join("version");
-        match fs::read_to_string(&path) {
-            Ok(version) if version == VERSION => {}
-            Ok(_) => return Err(StoreError::OtherVersion { path: root.into() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                write_whole(&path, VERSION.as_bytes()).map_err(|error| at(&path, error))?;
-            }
-            Err(error) => return Err(at(&path, error)),
+            make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Ok(Self { root: root.into(), key, boot: boot.trim().into() })
+        Ok(Self { root, key, boot: boot.trim().into() })
     }
 
     /// The folder of the store.
@@ -97,17 +92,22 @@ impl Store {
     }
 
     /// The index of a layer that was proved here, if its seal is whole and it is about that layer.
-    pub fn index(&self, layer: &Digest) -> Option<Verified<Index>> {
-        let path = self.index_path(layer);
-        let sealed = Unverified::new(read_whole(&path).ok()?);
-        let index = sealed.unseal(&self.key, &format!("index {layer}")).ok()?.parse::<Index>().ok()?;
-        (index.layer() == layer).then_some(index)
+    pub fn index(&self, layer: &Digest, reading: Reading) -> Option<Verified<Index>> {
+        self.index_file(&index_name(layer, reading))
+            .filter(|index| index.layer() == layer && index.reading() == reading)
+    }
+
+    /// The index in a file of that name, if its seal is whole.
+    fn index_file(&self, name: &str) -> Option<Verified<Index>> {
+        let sealed = Unverified::new(read_whole(&self.root.join("layers").join(name)).ok()?);
+        let index = sealed.unseal(&self.key, &format!("index {name}")).ok()?.parse::<Index>().ok()?;
+        (index_name(index.layer(), index.reading()) == name).then_some(index)
     }
 
     /// Notes that a layer is in use now: what was used last is evicted last.
-    pub fn touch(&self, layer: &Digest) {
+    pub fn touch(&self, layer: &Digest, reading: Reading) {
         let now = FileTimes::new().set_modified(SystemTime::now());
-        if let Ok(file) = File::open(self.index_path(layer)) {
+        if let Ok(file) = File::open(self.index_path(layer, reading)) {
             let _unused_stays_older = file.set_times(now);
         }
     }
@@ -130,8 +130,8 @@ impl Store {
         self.root.join("blobs").join(file_name(digest))
     }
 
-    fn index_path(&self, layer: &Digest) -> PathBuf {
-        self.root.join("layers").join(file_name(layer))
+    fn index_path(&self, layer: &Digest, reading: Reading) -> PathBuf {
+        self.root.join("layers").join(index_name(layer, reading))
     }
 
     fn tag_path(&self, reference: &str) -> PathBuf {
@@ -185,6 +185,10 @@ fn file_name(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm(), digest.hex())
 }
 
+fn index_name(layer: &Digest, reading: Reading) -> String {
+    format!("{}.{reading}", file_name(layer))
+}
+
 fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
@@ -235,12 +239,6 @@ pub enum StoreError {
         path: PathBuf,
         /// Why.
         source: io::Error,
-    },
-    /// Written by another format of the store.
-    #[error("{} was written by another version of kitfs: remove it or name another --cache-dir", path.display())]
-    OtherVersion {
-        /// The folder of the store.
-        path: PathBuf,
     },
     /// The file with this host's key is not a key.
     #[error("{} does not hold a key: remove it, and what was cached is proved again", path.display())]

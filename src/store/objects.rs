@@ -81,13 +81,13 @@ impl Store {
 
     /// A record that cannot be written costs a proof later, nothing else.
     pub(super) fn keep_record(&self, verity: &VerityDigest, stamp: &Verified<Stamp>, durability: Durability) {
-        let record =
-            Record { stamp: **stamp, boot: self.boot.clone(), durable: durability == Durability::OnDisk };
+        let record = Record { stamp: **stamp, boot: self.boot.clone(), durable: durability == Durability::OnDisk };
         let path = self.record_path(verity);
         let Ok(encoded) = postcard::to_stdvec(&record) else { return };
-        let _unwritten = path.parent().map_or(Ok(()), super::make_folder).and_then(|()| {
-            write_whole(&path, &self.key.seal(&encoded, &format!("record {verity}")))
-        });
+        let _unwritten = path
+            .parent()
+            .map_or(Ok(()), super::make_folder)
+            .and_then(|()| write_whole(&path, &self.key.seal(&encoded, &format!("record {verity}"))));
     }
 
     fn record(&self, verity: &VerityDigest) -> Option<Verified<Stamp>> {

@@ -14,6 +14,7 @@ use crate::kit::index::Index;
 use crate::store::Store;
 use crate::store::beside;
 use crate::store::file_name;
+use crate::store::index_name;
 use crate::store::make_folder;
 use crate::store::objects::Durability;
 use crate::store::objects::has_record;
@@ -62,11 +63,8 @@ impl Staging {
     /// index and files were made are the layer.
     pub fn commit(self, proof: &LayerProof, index: Index) -> io::Result<Verified<Index>> {
         let adding = self.store.lock_adding()?;
-        let mut large = Vec::new();
-        let mut number = 0;
-        for tree in index.trees() {
+        for (number, tree) in index.trees().enumerate() {
             let staged = self.folder.join(number.to_string());
-            number += 1;
             let place = self.store.object_path(&tree.verity);
             if self.has_equal_object(&proof.covers(tree.clone())) {
                 fs::remove_file(&staged)?;
@@ -82,12 +80,12 @@ impl Staging {
             if has_record(tree.size) {
                 let stamp = proof.covers(Stamp::of(&open_file(&place)?)?);
                 self.store.keep_record(&tree.verity, &stamp, Durability::Cached);
-                large.push((tree.verity, stamp));
             }
         }
         let index = proof.covers(index);
-        let sealed = self.store.key.seal(&index.encode(), &format!("index {}", proof.layer()));
-        write_whole(&self.store.index_path(proof.layer()), &sealed)?;
+        let name = index_name(index.layer(), index.reading());
+        let sealed = self.store.key.seal(&index.encode(), &format!("index {name}"));
+        write_whole(&self.store.root.join("layers").join(name), &sealed)?;
         drop(adding);
         Ok(index)
     }
@@ -104,7 +102,9 @@ impl Store {
     /// need no second proof after the machine was started again. Slow: not for the way to a reader.
     pub fn make_durable(&self, index: &Verified<Index>) -> io::Result<()> {
         for entry in 0..index.entries().len() as u32 {
-            let Some(tree) = index.part(|index| index.tree(entry)).filter(|tree| has_record(tree.size)) else { continue };
+            let Some(tree) = index.part(|index| index.tree(entry)).filter(|tree| has_record(tree.size)) else {
+                continue;
+            };
             sync_object(&self.object_path(&tree.verity))?;
             if let Some(stamp) = self.object(&tree).and_then(|object| object.whole()) {
                 self.keep_record(&tree.verity, &stamp, Durability::OnDisk);

@@ -7,9 +7,13 @@ use super::*;
 use crate::buffers::Buffers;
 use crate::kit::index::IndexEntry;
 use crate::kit::index::IndexKind;
+use crate::kit::media::Compression;
+use crate::kit::media::Format;
 use crate::kit::name::KitPath;
 use crate::verify::LayerCheck;
 use crate::verity::TreeBuilder;
+
+const RAW: Reading = Reading { format: Format::Raw, compression: Compression::None };
 
 fn store(folder: &Path) -> Arc<Store> {
     let key = local_key(&folder.join("state/key")).unwrap();
@@ -31,7 +35,7 @@ fn keep(store: &Arc<Store>, content: &[u8]) -> Verified<Index> {
     file.finish().unwrap();
     let kind = IndexKind::File { offset: 0, tree: tree.finish() };
     let entry = IndexEntry { path: KitPath::parse(b"model/w.bin").unwrap(), mode: 0o644, mtime: 0, kind };
-    let index = Index::new(layer, content.len() as u64, vec![entry]).unwrap();
+    let index = Index::new(layer, RAW, layer, content.len() as u64, vec![entry]).unwrap();
     staging.commit(&check.finish().unwrap(), index).unwrap()
 }
 
@@ -62,7 +66,7 @@ fn what_was_kept_is_there_after_a_restart() {
     let content = pattern(3 << 20);
     keep(&store(folder.path()), &content);
     let again = store(folder.path());
-    let index = again.index(&Digest::of(&content)).unwrap();
+    let index = again.index(&Digest::of(&content), RAW).unwrap();
     assert_eq!(read(&again, &index).unwrap(), content);
     let tree = index.part(|index| index.tree(0)).unwrap();
     assert!(again.object(&tree).unwrap().whole().is_some(), "an object that was not touched needs no second proof");
@@ -103,13 +107,13 @@ fn an_index_counts_only_under_this_hosts_seal_and_for_its_layer() {
     let store = store(folder.path());
     let (one, other) = (pattern(1000), pattern(2000));
     let [one, other] = [keep(&store, &one), keep(&store, &other)].map(|index| *index.layer());
-    fs::copy(store.index_path(&one), store.index_path(&one).with_extension("x")).unwrap();
-    fs::rename(store.index_path(&one).with_extension("x"), store.index_path(&other)).unwrap();
-    assert!(store.index(&other).is_none(), "another layer's index");
+    fs::copy(store.index_path(&one, RAW), store.index_path(&one, RAW).with_extension("x")).unwrap();
+    fs::rename(store.index_path(&one, RAW).with_extension("x"), store.index_path(&other, RAW)).unwrap();
+    assert!(store.index(&other, RAW).is_none(), "another layer's index");
     fs::remove_file(folder.path().join("state/key")).unwrap();
     let key = local_key(&folder.path().join("state/key")).unwrap();
     let stranger = Store::open(&folder.path().join("cache"), key).unwrap();
-    assert!(store.index(&one).is_some() && stranger.index(&one).is_none(), "another host's index");
+    assert!(store.index(&one, RAW).is_some() && stranger.index(&one, RAW).is_none(), "another host's index");
 }
 
 #[test]
@@ -134,11 +138,11 @@ fn eviction_takes_the_oldest_and_leaves_what_is_pinned() {
     let hour = std::time::Duration::from_secs(3600);
     for (age, layer) in [3u32, 2, 1].into_iter().zip(&layers) {
         let used = FileTimes::new().set_modified(SystemTime::now() - hour * age);
-        File::open(store.index_path(layer)).unwrap().set_times(used).unwrap();
+        File::open(store.index_path(layer, RAW)).unwrap().set_times(used).unwrap();
     }
     let pin = store.pin(&layers[0]).unwrap();
     assert!(store.prune((2 << 20) + (100 << 10)).unwrap() >= 1 << 20);
-    let kept = |store: &Store| layers.iter().map(|layer| store.index(layer).is_some()).collect::<Vec<_>>();
+    let kept = |store: &Store| layers.iter().map(|layer| store.index(layer, RAW).is_some()).collect::<Vec<_>>();
     assert_eq!(kept(&store), [true, false, true]);
     assert_eq!(store.usage().unwrap().objects, 2);
     store.prune(0).unwrap();

@@ -6,11 +6,12 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::buffers::Buffers;
 use crate::digest::Digest;
+use crate::kit::media::Reading;
 use crate::store::Store;
 use crate::store::open_file;
 use crate::verify::Verified;
@@ -37,6 +38,8 @@ pub struct Usage {
 pub struct KeptLayer {
     /// The digest of the layer.
     pub digest: Digest,
+    /// How it was read.
+    pub reading: Reading,
     /// Bytes in its files.
     pub bytes: u64,
     /// Files in it.
@@ -82,17 +85,15 @@ impl Store {
     /// The layers that are kept, the one that was used longest ago first.
     pub fn layers(&self) -> io::Result<Vec<KeptLayer>> {
         let mut layers = Vec::new();
-        for entry in fs::read_dir(self.root.join("layers"))? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Ok(digest) = name.replacen('-', ":", 1).parse::<Digest>() else { continue };
-            let Some(index) = self.index(&digest) else { continue };
+        for path in self.index_files()? {
+            let Some(index) = self.index_file(&name_of(&path)) else { continue };
             layers.push(KeptLayer {
-                digest,
+                digest: *index.layer(),
+                reading: index.reading(),
                 files: index.trees().count() as u64,
                 bytes: index.trees().map(|tree| tree.size).sum(),
-                used: entry.metadata()?.modified()?,
-                pinned: self.try_lock_unpinned(&name)?.is_none(),
+                used: fs::metadata(&path)?.modified()?,
+                pinned: self.try_lock_unpinned(index.layer())?.is_none(),
             });
         }
         layers.sort_by_key(|layer| layer.used);
@@ -104,12 +105,10 @@ impl Store {
         let mut result = Verification::default();
         self.verify_blobs(&mut result)?;
         let mut seen = HashSet::new();
-        for entry in fs::read_dir(self.root.join("layers"))? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().replacen('-', ":", 1);
-            let Ok(layer) = name.parse::<Digest>() else { continue };
+        for path in self.index_files()? {
             result.checked += 1;
-            let Some(index) = self.index(&layer) else {
+            let name = name_of(&path);
+            let Some(index) = self.index_file(&name) else {
                 result.bad.push(BadObject { digest: name, error: "the seal of the index is broken".into() });
                 fs::remove_file(&path)?;
                 continue;
@@ -124,10 +123,16 @@ impl Store {
         Ok(result)
     }
 
+    /// The files of all indexes; what is being written is passed over.
+    fn index_files(&self) -> io::Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(self.root.join("layers"))?.map(|entry| Ok(entry?.path()));
+        entries.filter(|path| !path.as_ref().is_ok_and(|path| name_of(path).starts_with('.'))).collect()
+    }
+
     fn verify_blobs(&self, result: &mut Verification) -> io::Result<()> {
         for entry in fs::read_dir(self.root.join("blobs"))? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().replacen('-', ":", 1);
+            let name = name_of(&path).replacen('-', ":", 1);
             let Ok(digest) = name.parse::<Digest>() else { continue };
             result.checked += 1;
             let checked = self.blob(&digest).map(|blob| blob.verify(&digest));
@@ -178,8 +183,8 @@ impl Store {
             if excess == 0 {
                 break;
             }
-            if let Some(_unpinned) = self.try_lock_unpinned(&super::file_name(&layer.digest))? {
-                fs::remove_file(self.index_path(&layer.digest))?;
+            if let Some(_unpinned) = self.try_lock_unpinned(&layer.digest)? {
+                fs::remove_file(self.index_path(&layer.digest, layer.reading))?;
                 excess = excess.saturating_sub(layer.bytes);
             }
         }
@@ -191,14 +196,13 @@ impl Store {
     fn sweep(&self) -> io::Result<()> {
         let _alone = self.lock_sweeping()?;
         let mut named: HashSet<VerityDigest> = HashSet::new();
-        for layer in self.layers()? {
-            let Some(index) = self.index(&layer.digest) else { continue };
+        for path in self.index_files()? {
+            let Some(index) = self.index_file(&name_of(&path)) else { continue };
             named.extend(index.trees().map(|tree| tree.verity));
         }
         for folder in ["objects", "records"] {
             walk(&self.root.join(folder), &mut |path, _| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                if !name.parse::<VerityDigest>().is_ok_and(|verity| named.contains(&verity)) {
+                if !name_of(path).parse::<VerityDigest>().is_ok_and(|verity| named.contains(&verity)) {
                     let _gone = fs::remove_file(path);
                 }
             })?;
@@ -218,6 +222,10 @@ impl Store {
         let is_as_long = file.metadata().ok()?.len() == tree.size;
         is_as_long.then(|| crate::verify::Witness::new(file, tree.clone()).ok())?
     }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Calls `visit` for every file below `folder`; what vanishes meanwhile is passed over.

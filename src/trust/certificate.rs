@@ -92,7 +92,8 @@ impl Certificate {
             }
         }
         let old = extensions.remove(OLD_ISSUER);
-        let issuer = extensions.remove(ISSUER).or(old).ok_or("the certificate does not say who vouched for its name")?;
+        let issuer =
+            extensions.remove(ISSUER).or(old).ok_or("the certificate does not say who vouched for its name")?;
         Ok(Self { identity, issuer, extensions })
     }
 }

@@ -46,9 +46,18 @@ impl Endorsement {
     }
 
     /// From a proof about a statement.
-    pub(super) fn of_statement(proof: Proof, statement: &[u8], about: Subject<'_>, found: &str) -> Result<Self, String> {
+    pub(super) fn of_statement(
+        proof: Proof,
+        statement: &[u8],
+        about: Subject<'_>,
+        found: &str,
+    ) -> Result<Self, String> {
         let (statement, annotations) = Statement::read(statement, about)?;
-        let kind = if statement.predicate_type == SIGNATURE_PREDICATE { Kind::Signature } else { Kind::Attestation(statement) };
+        let kind = if statement.predicate_type == SIGNATURE_PREDICATE {
+            Kind::Signature
+        } else {
+            Kind::Attestation(statement)
+        };
         let subject = match about {
             Subject::Manifest(digest) => Some(*digest),
             Subject::Artifact(_) => None,

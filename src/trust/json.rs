@@ -89,7 +89,9 @@ mod tests {
             let error = strict(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("stands twice"), "{text}: {error}");
         }
-        for text in [r#"{"a":{"a":1},"b":[{"a":1},{"a":2}],"c":12345678901234567890123,"d":1.5e+300,"e":null}"#, "3", "\"x\""] {
+        for text in
+            [r#"{"a":{"a":1},"b":[{"a":1},{"a":2}],"c":12345678901234567890123,"d":1.5e+300,"e":null}"#, "3", "\"x\""]
+        {
             assert_eq!(strict(text.as_bytes()).unwrap().to_string(), text);
         }
         assert!(strict(b"{}x").is_err());

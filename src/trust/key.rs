@@ -82,7 +82,8 @@ impl PublicKey {
         let raw = spki.subject_public_key.raw_bytes();
         let kind = match spki.algorithm.oid {
             EC_PUBLIC_KEY => {
-                let curve = spki.algorithm.parameters_oid().map_err(|error| InvalidKey::Malformed(error.to_string()))?;
+                let curve =
+                    spki.algorithm.parameters_oid().map_err(|error| InvalidKey::Malformed(error.to_string()))?;
                 let (kind, len) = match curve {
                     P256 => (KeyKind::P256, 65),
                     P384 => (KeyKind::P384, 97),
@@ -323,7 +324,8 @@ mod tests {
         }
         let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(matches!(PublicKey::from_pem(pem.as_bytes()), Err(InvalidKey::NoPem(_))));
-        let point_at_infinity = hex::decode(format!("302a300506032b6570032100{}", "01".to_owned() + &"00".repeat(31))).unwrap();
+        let point_at_infinity =
+            hex::decode(format!("302a300506032b6570032100{}", "01".to_owned() + &"00".repeat(31))).unwrap();
         assert!(PublicKey::from_der(&point_at_infinity).is_err());
     }
 }

@@ -91,7 +91,8 @@ impl Annotations {
             read.signature = Some(decode(text, "signature")?);
         }
         if let Some(text) = get(CERTIFICATE) {
-            let certificate = DerCertificate::from_pem(text).map_err(|error| format!("its certificate is malformed: {error}"))?;
+            let certificate =
+                DerCertificate::from_pem(text).map_err(|error| format!("its certificate is malformed: {error}"))?;
             read.certificate = Some(certificate);
         }
         if let Some(text) = get(CHAIN) {
@@ -101,7 +102,8 @@ impl Annotations {
             read.entries.push(entry(text)?);
         }
         if let Some(text) = get(TIMESTAMP) {
-            let stamp: Stamp = serde_json::from_str(text).map_err(|error| format!("its timestamp is malformed: {error}"))?;
+            let stamp: Stamp =
+                serde_json::from_str(text).map_err(|error| format!("its timestamp is malformed: {error}"))?;
             read.timestamps.push(Rfc3161Timestamp::new(TimestampToken::new(decode(&stamp.signed, "timestamp")?)));
         }
         Ok(read)
@@ -111,7 +113,9 @@ impl Annotations {
     pub(super) fn bundle(&self, content: SignatureContent) -> Option<Bundle> {
         let leaf = self.certificate.iter().chain(&self.chain).cloned();
         self.certificate.as_ref()?;
-        let material = VerificationMaterialContent::X509CertificateChain { certificates: leaf.map(X509Certificate::new).collect() };
+        let material = VerificationMaterialContent::X509CertificateChain {
+            certificates: leaf.map(X509Certificate::new).collect(),
+        };
         let material = VerificationMaterial::new(material)
             .with_tlog_entries(self.entries.clone())
             .with_timestamp_verification_data(TimestampVerificationData::new(self.timestamps.clone()));
@@ -150,7 +154,8 @@ fn entry(text: &str) -> Result<TransparencyLogEntry, String> {
     let index = LogIndex::new(payload.log_index).map_err(|error| malformed(error.to_string()))?;
     let time = Timestamp::from_second(payload.integrated_time).map_err(|error| malformed(error.to_string()))?;
     let promise = SignedTimestamp::new(decode(&signed_entry_timestamp, "promise")?);
-    let entry = TransparencyLogEntry::new(index, LogId::new(LogKeyId::from_bytes(&id)), kind, CanonicalizedBody::new(body));
+    let entry =
+        TransparencyLogEntry::new(index, LogId::new(LogKeyId::from_bytes(&id)), kind, CanonicalizedBody::new(body));
     Ok(entry.with_integrated_time(time).with_inclusion_promise(InclusionPromise::new(promise)))
 }
 

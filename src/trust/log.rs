@@ -48,9 +48,15 @@ pub(super) enum Doubt {
 /// What was signed, with its signature.
 #[derive(Clone, Copy)]
 pub(super) enum Signed<'a> {
-    Message { message: &'a Message<'a>, signature: &'a [u8] },
+    Message {
+        message: &'a Message<'a>,
+        signature: &'a [u8],
+    },
     /// A DSSE envelope; the message is its pre-authentication encoding.
-    Envelope { message: &'a Message<'a>, envelope: &'a DsseEnvelope },
+    Envelope {
+        message: &'a Message<'a>,
+        envelope: &'a DsseEnvelope,
+    },
 }
 
 impl Signed<'_> {
@@ -76,7 +82,8 @@ pub(super) fn prove(
     root: &TrustedRoot,
 ) -> Result<LogEntry, Doubt> {
     let time = included(entry, root)?;
-    is_about(entry, signed, key).map_err(|why| Doubt::Wrong(format!("the log entry is not about this signature: {why}")))?;
+    is_about(entry, signed, key)
+        .map_err(|why| Doubt::Wrong(format!("the log entry is not about this signature: {why}")))?;
     let log_id = hex::encode(entry.log_id.key_id.as_bytes());
     Ok(LogEntry { log_id, index: entry.log_index.get(), time })
 }

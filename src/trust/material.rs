@@ -88,7 +88,8 @@ impl Material {
         companions.sort_by_key(|companion| !is_promising(companion));
         let mut material = Self::default();
         if let Some(first) = companions.get(limits.signatures) {
-            let why = format!("at most {} manifests are looked at, and there are {}", limits.signatures, companions.len());
+            let why =
+                format!("at most {} manifests are looked at, and there are {}", limits.signatures, companions.len());
             material.unusable.push(Unusable { found: first.found.clone(), why });
             companions.truncate(limits.signatures);
         }
@@ -100,7 +101,9 @@ impl Material {
         let mut named = Vec::new();
         for (companion, manifest) in manifests {
             match manifest {
-                Ok(manifest) => named.extend(manifest.layers.into_iter().filter_map(|layer| Named::new(&companion, layer))),
+                Ok(manifest) => {
+                    named.extend(manifest.layers.into_iter().filter_map(|layer| Named::new(&companion, layer)))
+                }
                 Err(why) => material.unusable.push(Unusable { found: companion.found, why }),
             }
         }
@@ -217,7 +220,8 @@ async fn contents(source: &Source, named: &[Named], limits: &Limits) -> Result<C
         }
     }
     let fetching = wanted.into_iter().map(|(digest, layer)| async move {
-        let fetched = if layer.size <= METADATA_LIMIT { source.blob(layer).await } else { stream_whole(source, layer).await };
+        let fetched =
+            if layer.size <= METADATA_LIMIT { source.blob(layer).await } else { stream_whole(source, layer).await };
         Ok((digest, proved(fetched, &digest)?))
     });
     stream::iter(fetching).buffer_unordered(AT_ONCE).try_collect().await
@@ -233,7 +237,10 @@ async fn stream_whole(source: &Source, layer: &Descriptor) -> Result<Unverified,
 }
 
 /// Content that its digest proves. That it is not there or not right makes it absent; that nobody can say is an error.
-fn proved(fetched: Result<Unverified, SourceError>, digest: &Digest) -> Result<Result<Verified<Bytes>, String>, SourceError> {
+fn proved(
+    fetched: Result<Unverified, SourceError>,
+    digest: &Digest,
+) -> Result<Result<Verified<Bytes>, String>, SourceError> {
     match fetched {
         Ok(bytes) => Ok(bytes.verify(digest).map_err(|mismatch| mismatch.to_string())),
         Err(

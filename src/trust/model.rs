@@ -143,7 +143,8 @@ impl ModelManifest {
                 for subject in subjects {
                     let hex = subject.get("digest").and_then(|digest| digest.get("sha256")).and_then(Value::as_str);
                     let digest = unhex(hex.ok_or("a file has no SHA-256")?)?;
-                    let sha256 = digest.as_slice().try_into().map(Digest::Sha256).map_err(|_| "a SHA-256 is too short")?;
+                    let sha256 =
+                        digest.as_slice().try_into().map(Digest::Sha256).map_err(|_| "a SHA-256 is too short")?;
                     first.get_or_insert(sha256);
                     manifest.add(text(subject, "name")?, None, ModelHash::Sha256, digest)?;
                 }
@@ -223,7 +224,12 @@ impl ModelManifest {
         Err(problem.unwrap_or(ModelError::Empty))
     }
 
-    fn plan_at(&self, root: &KitPath, files: &BTreeMap<KitPath, u64>, signature: Option<&KitPath>) -> Result<Plan, ModelError> {
+    fn plan_at(
+        &self,
+        root: &KitPath,
+        files: &BTreeMap<KitPath, u64>,
+        signature: Option<&KitPath>,
+    ) -> Result<Plan, ModelError> {
         let mut parts = Vec::new();
         let mut signed = BTreeSet::new();
         for (path, resources) in &self.files {
@@ -288,6 +294,12 @@ enum Hasher {
     Sha256(Sha256),
     Blake2b(Box<Blake2b512>),
     Blake3(Box<blake3::Hasher>),
+}
+
+impl std::fmt::Debug for PartCheck<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartCheck").field("part", &self.part).finish_non_exhaustive()
+    }
 }
 
 impl PartCheck<'_> {
@@ -450,7 +462,8 @@ mod tests {
     fn a_model_is_found_where_all_of_its_files_are() {
         let statement = statement("files", &[("a", "sha256", sha256(b"a")), ("b/c", "blake3", sha256(b"c"))]);
         let (manifest, _) = ModelManifest::read(&statement).unwrap();
-        let kit = files(&[("Kitfile", 3), ("m/a", 1), ("m/b/c", 1), ("m/.git/x", 1), ("m/logs/y", 1), ("m/model.sig", 9)]);
+        let kit =
+            files(&[("Kitfile", 3), ("m/a", 1), ("m/b/c", 1), ("m/.git/x", 1), ("m/logs/y", 1), ("m/model.sig", 9)]);
         let plan = manifest.plan(&kit, Some(&path("m/model.sig"))).unwrap();
         assert_eq!((plan.root.clone(), plan.parts.len(), plan.outside), (path("m"), 2, 1));
         let error = manifest.plan(&kit, None).unwrap_err().to_string();

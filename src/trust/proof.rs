@@ -97,12 +97,14 @@ impl Proof {
         let signature = SignatureBytes::new(signed.signature().to_vec());
         for stamp in attached.timestamps {
             let authorities = root.parts().tsa_authorities();
-            let mut times = authorities
-                .iter()
-                .filter_map(|authority| verify_timestamp_for_authority(&stamp.signed_timestamp, &signature, authority).ok());
+            let mut times = authorities.iter().filter_map(|authority| {
+                verify_timestamp_for_authority(&stamp.signed_timestamp, &signature, authority).ok()
+            });
             match times.next() {
                 Some(time) => proof.timestamps.push(time),
-                None => proof.doubts.push(Doubt::Wrong(format!("no authority of {} made the timestamp", root.origin()))),
+                None => {
+                    proof.doubts.push(Doubt::Wrong(format!("no authority of {} made the timestamp", root.origin())))
+                }
             }
         }
         // What was logged and then turns out not to be is worth less than what never was.

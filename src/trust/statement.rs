@@ -183,8 +183,10 @@ mod tests {
     fn a_statement_is_about_one_of_its_subjects() {
         let manifest = manifest();
         let read = |kind: &str, digests: &str| {
-            let subjects = format!(r#"[{{"digest":{{"sha256":"00"}}}},{{"digest":{digests},"annotations":{{"a":"b"}}}}]"#);
-            let text = format!(r#"{{"_type":"{kind}","subject":{subjects},"predicateType":"p","predicate":{{"x":1}}}}"#);
+            let subjects =
+                format!(r#"[{{"digest":{{"sha256":"00"}}}},{{"digest":{digests},"annotations":{{"a":"b"}}}}]"#);
+            let text =
+                format!(r#"{{"_type":"{kind}","subject":{subjects},"predicateType":"p","predicate":{{"x":1}}}}"#);
             Statement::read(text.as_bytes(), Subject::Manifest(&manifest))
         };
         let hex = manifest.hex();

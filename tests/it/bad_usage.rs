@@ -1,7 +1,8 @@
 //! What is wrong before anything is fetched is 2, with a word that helps; and what belongs to later does not exist.
 
+use crate::support::host;
 use crate::support::kit::{Kit, Layout};
-use crate::support::kitfs::Kitfs;
+use crate::support::kitfs::{Kitfs, User};
 
 fn reference(kitfs: &Kitfs) -> String {
     Layout::of(kitfs.path("layout"), &Kit::usual("usual").pack()).reference("v1")
@@ -51,7 +52,7 @@ fn a_layout_without_a_tag_must_have_one_manifest() {
     kitfs.run(&["verify", &bare]).expect(2);
     kitfs.run(&["verify", &layout.reference("third")]).expect(3).says("third");
     kitfs.run(&["verify", "oci:/nonexistent:v1"]).expect(3).says("/nonexistent");
-    kitfs.run(&["verify", "kit:nothing:v1"]).expect(3).says("nothing");
+    kitfs.run(&["verify", "kit:nothing:v1"]).expect(3).says("KitOps");
 }
 
 #[test]
@@ -79,6 +80,17 @@ fn unknown_words_are_2() {
         &["ls", &reference, "--filter", "everything"],
         &["verify", &reference, "--offline", "--require-fresh"],
         &["verify", &reference, "--config", "/nonexistent/config.toml"],
+        &["verify", &reference, "--policy", "/nonexistent/policy.toml"],
+        &["verify", &reference, "--key", "/nonexistent/key.pub"],
+        &["verify", &reference, "--trusted-root", "/nonexistent/root.json"],
+        &["verify", &reference, "--certificate-identity", "x"],
+        &["verify", &reference, "--certificate-oidc-issuer", "x"],
+        &["verify", &reference, "--certificate-identity-regexp", "(", "--certificate-oidc-issuer", "x"],
+        &["umount", "/tmp", "--policy", "x"],
+        &["policy"],
+        &["policy", "melt", "x"],
+        &["policy", "check", "/nonexistent/policy.toml"],
+        &["policy", "test", "/nonexistent/tests.toml"],
     ];
     for words in cases {
         kitfs.run(words).expect(2);
@@ -89,13 +101,10 @@ fn unknown_words_are_2() {
 fn what_is_not_built_yet_does_not_exist() {
     let kitfs = Kitfs::new();
     let reference = reference(&kitfs);
-    for option in [
-        "--policy", "--key", "--certificate-identity", "--trusted-root", "--index", "--index-key", "--prefetch",
-        "--hosts-dir", "--audit-log",
-    ] {
+    for option in ["--index", "--index-key", "--prefetch", "--hosts-dir"] {
         kitfs.run(&["verify", &reference, option, "x"]).expect(2).says(option);
     }
-    for command in ["index", "audit", "policy", "verify-bundle", "trusted-root", "serve", "upgrade", "generate"] {
+    for command in ["index", "serve", "upgrade", "generate"] {
         kitfs.run(&[command, "x"]).expect(2);
     }
 }
@@ -107,7 +116,8 @@ fn help_and_version_are_0_and_on_standard_output() {
         let output = kitfs.run(words).expect(0);
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{output}");
     }
-    for command in ["mount", "umount", "status", "ls", "cat", "export", "inspect", "verify", "pull", "cache", "doctor"] {
+    for command in ["mount", "umount", "status", "ls", "cat", "export", "inspect", "verify", "pull", "cache", "doctor"]
+    {
         kitfs.run(&[command, "--help"]).expect(0);
     }
 }
@@ -126,22 +136,35 @@ fn settings_come_from_flags_then_variables_then_the_file() {
         ("memroy = \"64MiB\"\n", "memroy"),
         ("memory = \"lots\"\n", "memory"),
         ("read-timeout = \"8 parsecs\"\n", "read-timeout"),
-        ("policy = \"x\"\n", "policy"),
+        ("prefetch = \"x\"\n", "prefetch"),
         ("memory = \n", "config.toml"),
     ] {
         write(text);
         kitfs.run(&["verify", &reference, "--config", path]).expect(2).says(word);
     }
-    // The default place of the file is read as well.
-    let home = kitfs.path("home/.config/kitfs");
-    std::fs::create_dir_all(&home).expect("our own directory");
-    std::fs::write(home.join("config.toml"), "memroy = 1\n").expect("our own directory");
-    kitfs.run(&["verify", &reference]).expect(2).says("memroy");
-    std::fs::remove_file(home.join("config.toml")).expect("our own directory");
+    let other = Kitfs::new().with("KITFS_CONFIG", path);
+    write("memroy = 1\n");
+    other.run(&["verify", &reference]).expect(2).says("memroy");
 
     let wrong = Kitfs::new().with("KITFS_READ_TIMEOUT", "8 parsecs");
     wrong.run(&["verify", &reference]).expect(2);
     wrong.run(&["verify", &reference, "--read-timeout", "8s"]).expect(0);
+}
+
+#[test]
+fn the_file_of_an_ordinary_user_is_in_their_home() {
+    // Root's is in /etc, which a test leaves alone.
+    if !rustix::process::geteuid().is_root() || !host::has("setpriv") {
+        return;
+    }
+    let kitfs = Kitfs::of(User::Nobody);
+    let reference = reference(&kitfs);
+    let folder = kitfs.path("home/.config/kitfs");
+    std::fs::create_dir_all(&folder).expect("our own directory");
+    std::fs::write(folder.join("config.toml"), "memroy = 1\n").expect("our own directory");
+    kitfs.run(&["verify", &reference]).expect(2).says("memroy");
+    std::fs::write(folder.join("config.toml"), "memory = \"64MiB\"\n").expect("our own directory");
+    kitfs.run(&["verify", &reference]).expect(0);
 }
 
 #[test]

@@ -28,7 +28,15 @@ const NOT_OURS: &[&str] = &["anyhow"];
 
 /// Crates of which two versions are built, each because its users have not moved yet.
 const TWICE: &[&str] = &[
-    "base64", "const-oid", "embedded-io", "getrandom", "lock_api", "parking_lot", "parking_lot_core", "syn", "synstructure",
+    "base64",
+    "const-oid",
+    "embedded-io",
+    "getrandom",
+    "lock_api",
+    "parking_lot",
+    "parking_lot_core",
+    "syn",
+    "synstructure",
     "untrusted",
 ];
 
@@ -130,7 +138,8 @@ fn banned_crates_are_not_built_and_sources_are_the_registry() {
     for package in packages() {
         let name = text(&package, "name");
         assert!(!BANNED.contains(&name), "{name} is banned");
-        let named = package["dependencies"].as_array().into_iter().flatten().filter_map(|wanted| wanted["name"].as_str());
+        let named =
+            package["dependencies"].as_array().into_iter().flatten().filter_map(|wanted| wanted["name"].as_str());
         let ours: Vec<_> = named.filter(|wanted| name == "kitfs" && NOT_OURS.contains(wanted)).collect();
         assert!(ours.is_empty(), "{ours:?} is not for our own code");
         let source = text(&package, "source");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::support::host;
-use crate::support::kit::{Kit, Layout, noise};
+use crate::support::kit::{Kit, Layout, append, noise};
 use crate::support::kitfs::{Kitfs, Output, finish};
 use crate::support::tree::sha256;
 
@@ -63,13 +63,10 @@ impl Docker {
 
     fn import(&self) {
         let busybox: PathBuf = host::find("busybox").expect("looked for before");
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
         let bytes = std::fs::read(busybox).expect("it is there");
-        header.set_mode(0o755);
-        header.set_size(bytes.len() as u64);
-        header.set_cksum();
-        tar.append_data(&mut header, "bin/busybox", bytes.as_slice()).expect("a vector takes everything");
+        let mut tar = tar::Builder::new(Vec::new());
+        append(&mut tar, "bin", tar::EntryType::Directory, 0o755, b"");
+        append(&mut tar, "bin/busybox", tar::EntryType::Regular, 0o755, &bytes);
         let file = self.folder.path().join("box.tar");
         std::fs::write(&file, tar.into_inner().expect("a vector takes everything")).expect("our own directory");
         let path = file.to_str().expect("a plain name");

@@ -82,15 +82,34 @@ fn a_module_uses_only_what_stands_below_it() {
 #[test]
 fn the_order_is_the_documented_one() {
     let documented = [
-        "cli", "config", "mounts", "fuse", "fs", "resolve", "policy", "trust", "chunks", "layers", "source", "store", "kit",
-        "audit", "ledger", "fault", "verify",
-        "buffers", "verity", "reference", "digest",
+        "cli",
+        "config",
+        "mounts",
+        "fuse",
+        "fs",
+        "resolve",
+        "policy",
+        "trust",
+        "chunks",
+        "layers",
+        "source",
+        "store",
+        "kit",
+        "audit",
+        "ledger",
+        "fault",
+        "verify",
+        "buffers",
+        "verity",
+        "reference",
+        "digest",
     ];
     let modules = modules();
     for module in &modules {
         assert!(documented.contains(&module.as_str()), "{module} has no place in the reading order");
     }
-    let expected: Vec<_> = documented.into_iter().filter(|module| modules.iter().any(|other| other == module)).collect();
+    let expected: Vec<_> =
+        documented.into_iter().filter(|module| modules.iter().any(|other| other == module)).collect();
     assert_eq!(modules, expected);
 }
 

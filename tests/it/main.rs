@@ -3,6 +3,7 @@
 //! Each module is one subject; `support` holds the parts that they share. Tests run the real `kitfs` binary,
 //! real kernel mounts and a real registry, each with directories and ports of its own.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::type_complexity, reason = "tables of cases with closures are read once, where they stand")]
 #![expect(unreachable_pub, reason = "nothing here is reachable from outside; `pub` marks what a module offers")]
 
 mod support;
@@ -10,7 +11,9 @@ mod support;
 mod layering;
 mod tidy;
 
+mod audit;
 mod bad_usage;
+mod damage;
 mod demo;
 mod dependencies;
 mod docker;
@@ -23,4 +26,5 @@ mod parents;
 mod policy;
 mod readers;
 mod sample;
+mod source;
 mod trust;

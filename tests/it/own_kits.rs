@@ -5,17 +5,14 @@ use serde_json::{Value, json};
 
 use crate::support::host;
 use crate::support::kit::{
-    Age, Base, Blob, Compression, Kit, Layout, Packed, Packing, append, compress, file, model_pack, noise,
+    Age, Base, Blob, Compression, Kit, Layout, Packed, Packing, append, compress, directory, file, model_pack, noise,
 };
 use crate::support::kitfs::{Kitfs, Output};
 use crate::support::registry::{Access, Registry};
 use crate::support::tree::Tree;
 
-const PACKINGS: [Packing; 3] = [
-    Packing::Tar(Compression::None),
-    Packing::Tar(Compression::Gzip),
-    Packing::Tar(Compression::Zstd),
-];
+const PACKINGS: [Packing; 3] =
+    [Packing::Tar(Compression::None), Packing::Tar(Compression::Gzip), Packing::Tar(Compression::Zstd)];
 
 /// Verifies, exports and mounts a kit, and compares with what was packed.
 #[track_caller]
@@ -89,7 +86,8 @@ fn sizes_around_blocks_and_units_of_proof() {
 fn names_that_programs_get_wrong() {
     let long = format!("m/{}/{}.bin", "x".repeat(120), "y".repeat(120));
     let names = ["m/naïve – 模型", "m/with space", "m/-dash", "m/$dollar'\"", "m/back\\slash", "m/new\nline", &long];
-    let files: Vec<_> = names.iter().map(|name| file(name, *b"x")).collect();
+    let mut files: Vec<_> = names.iter().map(|name| file(name, *b"x")).collect();
+    files.push(directory("m/empty").mode(0o700));
     check("names", &Kit::named("names").with(Base::Model, "m", files).pack());
 }
 
@@ -496,5 +494,45 @@ fn a_blob_that_rots_in_the_registry_is_5() {
         names_both_digests(&output, bad);
         let output = kitfs.run(&["cat", &reference, "model/config.json"]).expect(5);
         assert!(output.stdout.is_empty(), "{packing:?}: unproved bytes were written\n{output}");
+    }
+}
+
+#[test]
+fn one_blob_under_two_names_is_two_files() {
+    let raw = |path: &str| (Base::Dataset, path.to_owned(), [file(path, noise(6, 5000))]);
+    let mut twice = Kit::named("twice").packing(Packing::Raw(Compression::None));
+    for (base, path, files) in [raw("data/one"), raw("data/two"), raw("three")] {
+        twice = twice.with(base, &path, files);
+    }
+    check("one raw blob three times in a kit", &twice.pack());
+
+    // What is known of a blob from one kit says nothing about its name in another.
+    let of_name = |path: &str| {
+        Kit::named("raw").packing(Packing::Raw(Compression::None)).with(
+            Base::Model,
+            path,
+            [file(path, noise(6, 5000)).mode(if path == "a" { 0o600 } else { 0o644 })],
+        )
+    };
+    let of_folder = |folder: &str| {
+        Kit::named("old").age(Age::Oldest).with(
+            Base::Model,
+            &format!("{folder}/m"),
+            [file(&format!("{folder}/m/w.bin"), noise(6, 5000))],
+        )
+    };
+    let pack = |path: &str| model_pack("cncf", &[file(path, noise(6, 5000))]);
+    let kits = [of_name("a").pack(), of_name("deep/b").pack(), of_folder("c").pack(), of_folder("d").pack(), pack("e")];
+    let kitfs = Kitfs::new();
+    for (number, kit) in kits.iter().enumerate() {
+        let reference = Layout::of(kitfs.path(&format!("layout-{number}")), kit).reference("v1");
+        kitfs.run(&["pull", &reference]).expect(0);
+    }
+    for number in [4, 3, 2, 1, 0] {
+        let reference = format!("oci:{}:v1", kitfs.path(&format!("layout-{number}")).display());
+        let folder = kitfs.next_directory();
+        kitfs.run(&["export", &reference, folder.to_str().expect("a plain name")]).expect(0);
+        let what = format!("kit {number}, after others with the same blob");
+        Tree::read(&folder).without("Kitfile").assert_is(&kits[number].tree, &what);
     }
 }

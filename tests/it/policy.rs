@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::support::host;
-use crate::support::kitfs::{Kitfs, Output};
+use crate::support::kit::{Base, Kit, Layout, file};
+use crate::support::kitfs::{Kitfs, Output, User};
 use crate::support::registry::{Access, Registry};
 use crate::support::shared;
 
@@ -103,9 +104,10 @@ fn check(row: &Row, output: &Output, complaints: &mut Vec<String>) {
         complaints.push(format!("{}: the document says otherwise\n{output}", row.name));
     }
     let status = if row.exit == 0 { "verified" } else { "unchecked" };
-    if !document["layers"].as_array().is_some_and(|layers| {
-        !layers.is_empty() && layers.iter().all(|layer| layer["status"] == status)
-    }) {
+    if !document["layers"]
+        .as_array()
+        .is_some_and(|layers| !layers.is_empty() && layers.iter().all(|layer| layer["status"] == status))
+    {
         complaints.push(format!("{}: not every layer is {status}\n{output}", row.name));
     }
 }
@@ -194,7 +196,7 @@ fn a_kit_that_is_refused_is_refused_by_every_command_and_nothing_of_it_is_left()
         kitfs.run(&arguments).expect(6).says("refused by policy").says("not signed");
     }
     assert!(!Path::new(target).exists() || std::fs::read_dir(target).unwrap().next().is_none());
-    assert!(std::fs::read_dir(kitfs.path("cache/objects")).unwrap().next().is_none(), "something was fetched");
+    assert!(std::fs::read_dir(kitfs.path("cache/v1/objects")).unwrap().next().is_none(), "something was fetched");
     let shown = kitfs.run(&["inspect", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
     assert_eq!(shown["signatures"], serde_json::json!([]));
 }
@@ -274,13 +276,28 @@ fn a_policy_that_cannot_be_read_refuses_everything() {
         ("version = 2\ndefault = \"allow\"\n", "version"),
         ("version = 1\ndefault = \"allow\"\nextra = 1\n", "extra"),
         ("version = 1\ndefault = \"perhaps\"\n", "default"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/**\"\n[[rule]]\nmatch = \"a/**\"\n", "equally specific"),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/**\"\n[[rule]]\nmatch = \"a/**\"\n",
+            "equally specific",
+        ),
         ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"a/b:v1\"\n", "without tag"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ key = \"absent.pub\" }]\n", "absent.pub"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ identity = \"x\" }]\n", "issuer"),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ key = \"absent.pub\" }]\n",
+            "absent.pub",
+        ),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nany = [{ identity = \"x\" }]\n",
+            "issuer",
+        ),
         ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.signature]]\nlog = true\n", "who"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\ntrusted_root = \"absent.json\"\n", "trusted_root"),
-        ("version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.rego]]\nfile = \"absent.rego\"\n", "absent.rego"),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\ntrusted_root = \"absent.json\"\n",
+            "trusted_root",
+        ),
+        (
+            "version = 1\ndefault = \"allow\"\n[[rule]]\nmatch = \"**\"\n[[rule.rego]]\nfile = \"absent.rego\"\n",
+            "absent.rego",
+        ),
         ("not TOML", "line 1"),
     ] {
         let policy = write(&kitfs, "policy.toml", text);
@@ -298,9 +315,12 @@ fn explain_says_which_rule_and_which_condition() {
     let Some(folder) = shared::shared("fixtures/signed") else { return };
     let kitfs = Kitfs::new();
     let policy = write(&kitfs, "policy.toml", &signed_by(&folder, "p256.pub", "enforce"));
-    for (layout, decision, ok) in [("sig-p256", "allow", true), ("sig-rsa2048", "deny", false), ("unsigned", "deny", false)] {
+    for (layout, decision, ok) in
+        [("sig-p256", "allow", true), ("sig-rsa2048", "deny", false), ("unsigned", "deny", false)]
+    {
         let reference = format!("oci:{}:1.0", folder.join("layouts").join(layout).display());
-        let explained = kitfs.run(&["policy", "explain", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
+        let explained =
+            kitfs.run(&["policy", "explain", &reference, "--policy", &policy, "-o", "json"]).expect(0).json();
         assert_eq!(explained["decision"], decision, "{explained}");
         assert!(explained["rule"].as_str().unwrap().ends_with("rule oci:**"), "{explained}");
         assert_eq!(explained["conditions"][0]["ok"], ok, "{explained}");
@@ -310,6 +330,95 @@ fn explain_says_which_rule_and_which_condition() {
     let reference = format!("oci:{}:1.0", folder.join("layouts/unsigned").display());
     let without = kitfs.run(&["policy", "explain", &reference, "-o", "json"]).expect(0).json();
     assert_eq!(without, serde_json::json!({"decision": "none", "rule": null, "conditions": []}));
+}
+
+#[test]
+fn every_link_of_a_chain_is_admitted_by_its_own_rule() {
+    let kitfs = Kitfs::new();
+    let child =
+        Kit::named("child").parent("registry.invalid/org/base:v1").with(Base::Part, "a", [file("a", *b"a")]).pack();
+    let base = Kit::named("base").with(Base::Model, "m", [file("m", *b"m")]).pack();
+    let layout = Layout::of(kitfs.path("layout"), &child);
+    base.write(&layout, Some("registry.invalid/org/base:v1"));
+    let reference = layout.reference("v1");
+    write(&kitfs, "some.pub", SOME_KEY);
+    let signed = "[[rule.signature]]\nany = [{ key = \"some.pub\" }]\n";
+    for (rules, exit, why) in [
+        ("[[rule]]\nmatch = \"oci:**\"\n".to_owned(), 6, "no rule matches registry.invalid/org/base"),
+        ("[[rule]]\nmatch = \"oci:**\"\n[[rule]]\nmatch = \"registry.invalid/**\"\n".to_owned(), 0, ""),
+        (format!("[[rule]]\nmatch = \"oci:**\"\n[[rule]]\nmatch = \"registry.invalid/**\"\n{signed}"), 6, "not signed"),
+        (
+            "[[rule]]\nmatch = \"oci:**\"\nparents = []\n[[rule]]\nmatch = \"registry.invalid/**\"\n".to_owned(),
+            6,
+            "builds on no other",
+        ),
+        (
+            "[[rule]]\nmatch = \"oci:**\"\nparents = [\"registry.invalid/org/*\"]\n\
+             [[rule]]\nmatch = \"registry.invalid/**\"\n"
+                .to_owned(),
+            0,
+            "",
+        ),
+        (
+            "[[rule]]\nmatch = \"oci:**\"\n[[rule]]\nmatch = \"registry.invalid/**\"\nreferences = \"digest\"\n"
+                .to_owned(),
+            6,
+            "is a tag",
+        ),
+    ] {
+        let policy = write(&kitfs, "policy.toml", &format!("version = 1\ndefault = \"deny\"\n{rules}"));
+        let output = kitfs.run(&["verify", &reference, "--policy", &policy, "-o", "json"]).expect(exit).says(why);
+        let document = output.json();
+        assert_eq!(document["policy"]["decision"], if exit == 0 { "allow" } else { "deny" }, "{output}");
+        assert_eq!(document["digest"], child.digest(), "{output}");
+    }
+}
+
+#[test]
+fn the_policy_of_an_ordinary_user_counts_whatever_is_named() {
+    // Root's is in /etc, which a test leaves alone.
+    if !rustix::process::geteuid().is_root() || !host::has("setpriv") {
+        return;
+    }
+    let kitfs = Kitfs::of(User::Nobody);
+    let layout = Layout::of(kitfs.path("layout"), &Kit::usual("mine").pack());
+    let reference = layout.reference("v1");
+    let folder = kitfs.path("home/.config/kitfs");
+    std::fs::create_dir_all(&folder).unwrap();
+    let lax = write(&kitfs, "lax.toml", "version = 1\ndefault = \"allow\"\n");
+    for (text, exit) in [
+        ("version = 1\ndefault = \"deny\"\n", 6),
+        ("version = 1\ndefault = \"allow\"\n", 0),
+        ("version = 1\n", 2),
+        ("", 2),
+    ] {
+        std::fs::write(folder.join("policy.toml"), text).unwrap();
+        kitfs.run(&["verify", &reference]).expect(exit);
+        kitfs.run(&["verify", &reference, "--policy", &lax]).expect(exit);
+    }
+    std::fs::remove_file(folder.join("policy.toml")).unwrap();
+    std::os::unix::fs::symlink("/nonexistent", folder.join("policy.toml")).unwrap();
+    kitfs.run(&["verify", &reference]).expect(2);
+}
+
+#[test]
+fn an_audit_log_that_is_demanded_and_cannot_be_written_stops_the_mount() {
+    let kitfs = Kitfs::new();
+    let layout = Layout::of(kitfs.path("layout"), &Kit::usual("mine").pack());
+    let reference = layout.reference("v1");
+    // A folder in the place of the log.
+    std::fs::create_dir_all(kitfs.path("log/inner")).unwrap();
+    let log = kitfs.path("log");
+    let policy = |demand: &str| {
+        let text = format!("version = 1\ndefault = \"deny\"\n[[rule]]\nmatch = \"oci:**\"\naudit = \"{demand}\"\n");
+        write(&kitfs, &format!("{demand}.toml"), &text)
+    };
+    let run = |demand: &str| {
+        kitfs.run(&["ls", &reference, "--policy", &policy(demand), "--audit-log", log.to_str().unwrap()])
+    };
+    run("required").expect(1).says("audit log");
+    run("best-effort").expect(0);
+    kitfs.run(&["ls", &reference, "--policy", &policy("required")]).expect(0);
 }
 
 /// A public key that nobody has the private half of: examples need one to name.

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::support::host;
-use crate::support::kit::{Base, File, Kit, Layout, Packed, file, noise};
+use crate::support::kit::{Base, File, Kit, Layout, Packed, directory, file, noise};
 use crate::support::kitfs::{Kitfs, User, finish};
 use crate::support::shared;
 
@@ -92,8 +92,7 @@ fn find_python() -> Option<PathBuf> {
 fn varied() -> Packed {
     let sizes = [0, 1, 4095, 4096, 4097, 65_537, 524_287, 524_288, 524_289, 3_000_001, 20_000_003];
     let big: Vec<File> = sizes.iter().map(|size| file(&format!("model/{size}"), noise(*size as u64, *size))).collect();
-    let small: Vec<File> =
-        (0..300).map(|n| file(&format!("data/{}/{n}", n % 7), noise(n, 37 * n as usize))).collect();
+    let small: Vec<File> = (0..300).map(|n| file(&format!("data/{}/{n}", n % 7), noise(n, 37 * n as usize))).collect();
     Kit::named("varied").with(Base::Model, "model", big).with(Base::Dataset, "data", small).pack()
 }
 
@@ -142,11 +141,15 @@ fn kit_of(root: &Path) -> Packed {
         let mut open = vec![PathBuf::from(name)];
         while let Some(path) = open.pop() {
             let full = root.join(&path);
+            let mode = std::fs::metadata(&full).expect("made").permissions().mode() & 0o777;
+            let name = path.to_str().expect("UTF-8");
             if full.is_dir() {
-                open.extend(std::fs::read_dir(&full).expect("made").flatten().map(|entry| path.join(entry.file_name())));
+                files.push(directory(name).mode(mode));
+                open.extend(
+                    std::fs::read_dir(&full).expect("made").flatten().map(|entry| path.join(entry.file_name())),
+                );
             } else {
-                let mode = std::fs::metadata(&full).expect("made").permissions().mode() & 0o777;
-                files.push(file(path.to_str().expect("UTF-8"), std::fs::read(&full).expect("made")).mode(mode));
+                files.push(file(name, std::fs::read(&full).expect("made")).mode(mode));
             }
         }
         files
@@ -179,7 +182,9 @@ fn check_clients(user: User) {
     let Some((python, script)) = clients() else { return };
     let kitfs = Kitfs::of(user);
     let plain = kitfs.path("plain");
-    let mut make = Command::new(&python);
+    // Some of its files are private, so it belongs to whoever will read it.
+    kitfs.own(&plain);
+    let mut make = kitfs.other(&python);
     make.arg(&script).args(["make", plain.to_str().expect("a plain name")]);
     succeed(make, "ml_clients.py make", 120);
     let reference = Layout::of(kitfs.path("layout"), &kit_of(&plain)).reference("v1");

@@ -189,7 +189,8 @@ fn check(table: &Table, place: impl Fn(&Row<'_>) -> String) {
         asked += 1;
         if *expected != "either" && accepts != (*expected == "accept") {
             let rejected: Vec<_> = findings.rejected.iter().map(|it| format!("{}: {}", it.found, it.reason)).collect();
-            let held: Vec<_> = findings.endorsements.iter().map(|it| (it.signer().name(), it.log().is_some())).collect();
+            let held: Vec<_> =
+                findings.endorsements.iter().map(|it| (it.signer().name(), it.log().is_some())).collect();
             wrong.push(format!("{}: should {expected}; held {held:?}; rejected {rejected:?}", row.name()));
         }
     }
@@ -324,7 +325,8 @@ impl Script {
                 let (status, headers, body) = answer(&target);
                 let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
                 let length = body.len();
-                let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n");
+                let head =
+                    format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n");
                 stream.write_all(head.as_bytes()).ok();
                 if !first.starts_with("HEAD ") {
                     stream.write_all(&body).ok();
@@ -476,8 +478,11 @@ fn a_model_signature_is_checked_against_the_files_of_the_kit() {
         model_bundle(&pair, &statement)
     };
     let good = signed(&[("run.py", &code), ("weights.bin", &weights)], "files");
-    let shards = [("run.py:0:7", &code[..]), ("weights.bin:0:200000", &weights[..200_000]),
-                  ("weights.bin:200000:300000", &weights[200_000..])];
+    let shards = [
+        ("run.py:0:7", &code[..]),
+        ("weights.bin:0:200000", &weights[..200_000]),
+        ("weights.bin:200000:300000", &weights[200_000..]),
+    ];
     let kitfs = Kitfs::new();
     let key = kitfs.path("model.pub");
     let pem = base64::engine::general_purpose::STANDARD.encode(spki.as_ref());

@@ -3,22 +3,51 @@
 use std::fs;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::process::Command;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kitfs::mounts::{Busy, State, UmountError};
+use kitfs::mounts::{Busy, State, Status, UmountError};
 use rustix::process::Signal;
 
 use crate::host;
 use crate::host::{Host, check, eventually, signal};
 use crate::toy;
 
+macro_rules! cases {
+    ($($name:ident,)*) => { &[$((stringify!($name), $name),)*] };
+}
+
 /// Every case by its name.
-pub const ALL: &[(&str, fn())] = &[
-    ("a_mount_lists_reads_and_unmounts", a_mount_lists_reads_and_unmounts),
-    ("readers_notice_nothing_of_fifty_killed_workers", readers_notice_nothing_of_fifty_killed_workers),
+pub const ALL: &[(&str, fn())] = cases![
+    a_mount_lists_reads_and_unmounts,
+    readers_notice_nothing_of_fifty_killed_workers,
+    a_status_in_the_middle_of_a_takeover_names_the_new_worker,
+    the_directory_must_be_there_and_empty,
+    the_same_kit_again_is_no_second_mount,
+    five_commands_at_once_make_one_mount,
+    a_kit_that_cannot_be_prepared_leaves_nothing,
+    a_mount_that_cannot_be_recorded_ends_before_anybody_reads,
+    whoever_outlives_the_other_tells_that_a_mount_has_ended,
+    an_interrupted_mount_leaves_nothing,
+    the_background_keeps_nothing_of_the_caller,
+    options_reach_the_mount_table,
+    a_busy_mount_names_who_uses_it,
+    a_detached_mount_lives_as_long_as_its_users,
+    a_mount_namespace_that_keeps_the_mount_is_named,
+    a_stopped_worker_holds_nobody_up,
+    a_request_that_kills_every_worker_fails_the_mount,
+    heirs_that_cannot_take_over_fail_the_mount,
+    a_terminated_holder_takes_the_mount_along,
+    the_foreground_ends_with_its_command,
+    a_dead_mount_is_told_and_removed,
+    records_of_dead_holders_are_cleaned_up,
+    a_long_runtime_path_works,
+    an_ordinary_user_mounts_through_fusermount,
+    a_hundred_mounts_leave_nothing,
 ];
 
 fn a_mount_lists_reads_and_unmounts() {
@@ -33,13 +62,14 @@ fn a_mount_lists_reads_and_unmounts() {
     assert_eq!((status.state, status.takeovers, status.bytes_fetched), (State::Ready, 0, 7));
     assert_eq!(host.umount(Busy::Keep).unwrap().used_by, Vec::<u32>::new());
     host.assert_nothing_left();
+    assert_eq!(host.told_unmounted(), "toy:ok\n");
 }
 
 fn readers_notice_nothing_of_fifty_killed_workers() {
     let host = Host::mounted("toy:ok");
     let directory = host.directory();
     let stop = AtomicBool::new(false);
-    let (reads, lists, maps) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let [reads, lists, maps, direct] = [const { AtomicU64::new(0) }; 4];
     let again = || !stop.load(Ordering::Relaxed);
     std::thread::scope(|threads| {
         threads.spawn(|| {
@@ -72,6 +102,21 @@ fn readers_notice_nothing_of_fifty_killed_workers() {
                 maps.fetch_add(1, Ordering::Relaxed);
             }
         });
+        threads.spawn(|| {
+            // Direct reads have no page cache to fall back on.
+            let mut aligned = Aligned::new();
+            let part = aligned.bytes();
+            while again() {
+                let file =
+                    fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(directory.join("f5")).unwrap();
+                for block in 0..20 {
+                    let offset = block * part.len();
+                    assert_eq!(file.read_at(part, offset as u64).unwrap(), part.len());
+                    assert!(*part == toy::content(5)[offset..][..part.len()]);
+                    direct.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
         let mut pid = host.status().pid;
         for round in 0..50 {
             std::thread::sleep(Duration::from_millis(round % 5 * 11));
@@ -80,9 +125,8 @@ fn readers_notice_nothing_of_fifty_killed_workers() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let (reads, lists, maps) = (reads.into_inner(), lists.into_inner(), maps.into_inner());
-    assert!(reads > 50 && lists > 10 && maps > 10, "{reads} {lists} {maps}");
-    println!("  {reads} reads, {lists} listings, {maps} mappings");
+    let counts = [reads, lists, maps, direct].map(AtomicU64::into_inner);
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
     assert_eq!(host.status().takeovers, 50);
 }
 
@@ -96,4 +140,390 @@ fn mapped_equals(file: &File, content: &[u8]) -> bool {
         rustix::mm::munmap(map, content.len()).unwrap();
         equal
     }
+}
+
+/// 64 KiB that direct reads may go to.
+struct Aligned(Vec<u8>);
+
+impl Aligned {
+    fn new() -> Self {
+        Self(vec![0; 65536 + 4096])
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        let skip = self.0.as_ptr().align_offset(4096);
+        &mut self.0[skip..][..65536]
+    }
+}
+
+fn a_status_in_the_middle_of_a_takeover_names_the_new_worker() {
+    let host = Host::mounted("toy:ok");
+    for round in 1..=10 {
+        let before = host.status();
+        signal(before.pid, Signal::KILL);
+        let after = host.status();
+        assert!(after.pid != before.pid && after.pid != 0, "{before:?} {after:?}");
+        assert_eq!((after.state, after.takeovers, after.holder_pid), (State::Ready, round, before.holder_pid));
+    }
+    assert_eq!(kitfs::mounts::status_of_all(&host.state()).unwrap().len(), 1);
+}
+
+fn the_directory_must_be_there_and_empty() {
+    let host = Host::new();
+    let code = |directory: &Path| host::command("toy:ok", directory, &host.state()).output().unwrap().status.code();
+    assert_eq!(code(&host.folder().join("nowhere")), Some(3));
+    assert_eq!(code(&host.folder().join("nowhere/deep")), Some(3));
+    fs::write(host.folder().join("file"), "x").unwrap();
+    assert_eq!(code(&host.folder().join("file")), Some(2));
+    fs::create_dir_all(host.folder().join("full/x")).unwrap();
+    assert_eq!(code(&host.folder().join("full")), Some(2));
+    host.assert_nothing_left();
+}
+
+fn the_same_kit_again_is_no_second_mount() {
+    let host = Host::mounted("toy:ok");
+    let again = host.mount("toy:ok");
+    assert!(again.status.success() && String::from_utf8_lossy(&again.stdout).contains("Already"), "{again:?}");
+    std::os::unix::fs::symlink(host.directory(), host.folder().join("link")).unwrap();
+    let through_link = host::command("toy:ok", &host.folder().join("link/."), &host.state()).output().unwrap();
+    assert!(through_link.status.success(), "{through_link:?}");
+    let other = host.mount("toy:other");
+    assert_eq!(other.status.code(), Some(2), "{other:?}");
+    let inside = host::command("toy:ok", &host.directory().join("f0"), &host.state()).output().unwrap();
+    assert_eq!(inside.status.code(), Some(2), "{inside:?}");
+    assert_eq!(host.command("toy:ok").arg("noexec").status().unwrap().code(), Some(2));
+    assert_eq!(host.mounts(), 1);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn five_commands_at_once_make_one_mount() {
+    let host = Host::new();
+    let commands = (0..5).map(|_| host::start(&mut host.command("toy:ok"))).collect::<Vec<_>>();
+    for command in commands {
+        let output = command.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert_eq!(host.mounts(), 1);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn a_kit_that_cannot_be_prepared_leaves_nothing() {
+    for (reference, code, message) in
+        [("toy:refused", 5, "expected sha256:a, got sha256:b"), ("toy:stillborn", 1, "died before the mount was ready")]
+    {
+        let host = Host::new();
+        let output = host.mount(reference);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(message), "{output:?}");
+        host.assert_nothing_left();
+    }
+}
+
+fn a_mount_that_cannot_be_recorded_ends_before_anybody_reads() {
+    let host = Host::new();
+    let output = host.mount("toy:unrecorded");
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be recorded"), "{output:?}");
+    host.assert_nothing_left();
+    assert_eq!(host.told_unmounted(), "");
+}
+
+fn whoever_outlives_the_other_tells_that_a_mount_has_ended() {
+    for kill_holder in [false, true] {
+        let host = Host::mounted("toy:ok");
+        let status = host.status();
+        signal(if kill_holder { status.holder_pid } else { status.pid }, Signal::KILL);
+        check(&host.directory(), 1);
+        host.umount(Busy::Keep).unwrap();
+        eventually("all end", || host.processes().is_empty());
+        assert_eq!(host.told_unmounted(), "toy:ok\n");
+    }
+}
+
+fn an_interrupted_mount_leaves_nothing() {
+    for how in [Signal::INT, Signal::TERM, Signal::KILL] {
+        let host = Host::new();
+        let mut command = host::start(&mut host.command("toy:slow"));
+        command.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+        signal(command.id(), how);
+        let status = command.wait().unwrap();
+        if how == Signal::KILL {
+            eventually("all end", || host.processes().is_empty());
+        } else {
+            assert_eq!(status.code(), Some(1));
+        }
+        host.assert_nothing_left();
+    }
+}
+
+fn the_background_keeps_nothing_of_the_caller() {
+    let host = Host::new();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let mut command = host.command("toy:ok");
+    // `writer` is inherited: it has no CLOEXEC.
+    assert!(command.current_dir(host.folder()).env("LEAK", writer.as_raw_fd().to_string()).status().unwrap().success());
+    drop(writer);
+    assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0, "somebody has the other end");
+    let status = host.status();
+    let own_session = rustix::process::getsid(None).unwrap();
+    for pid in [status.pid, status.holder_pid] {
+        assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+        for number in 0..3 {
+            assert_eq!(fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap(), Path::new("/dev/null"));
+        }
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(text.contains("Umask:\t0077") && text.contains("Name:\tkitfs"), "{text}");
+        let process = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap());
+        assert_ne!(rustix::process::getsid(process).unwrap(), own_session);
+    }
+    let worker = fs::read_to_string(format!("/proc/{}/status", status.pid)).unwrap();
+    assert!(worker.contains("SigBlk:\t0000000000000000"), "{worker}");
+    let score = |pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned();
+    let own = score(std::process::id());
+    assert_eq!(score(status.pid), own);
+    // Lowering it takes CAP_SYS_RESOURCE, which root in a container lacks.
+    assert!(["-1000", &own].contains(&score(status.holder_pid).as_str()));
+}
+
+fn options_reach_the_mount_table() {
+    let host = Host::new();
+    assert!(host.command("toy:a b\\c,d").args(["noexec", "noallow_other"]).status().unwrap().success());
+    let line = host.table_line();
+    assert!(line.starts_with("toy:a\\040b\\134c,d ") && line.contains(",noexec"), "{line}");
+    assert!(!line.contains("allow_other"), "{line}");
+    check(&host.directory(), 1);
+    let program = Command::new(host.directory().join("f1")).status().unwrap_err();
+    assert_eq!(program.kind(), std::io::ErrorKind::PermissionDenied);
+    let readahead = fs::read_to_string(format!("/sys/class/bdi/{}/read_ahead_kb", host.device())).unwrap();
+    assert_eq!(readahead.trim(), "1024");
+}
+
+fn a_busy_mount_names_who_uses_it() {
+    let host = Host::mounted("toy:ok");
+    let f1 = host.directory().join("f1");
+    let python = |code: &str| -> Child {
+        let mut child = Command::new("python3")
+            .args(["-c", &format!("{code}\nprint(1, flush=True)\nimport time; time.sleep(100)")])
+            .arg(&f1)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+        child
+    };
+    let users = [
+        python("import sys; f = open(sys.argv[1])"),
+        python(
+            "import sys, mmap; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); f.close()",
+        ),
+        python("import sys, os; os.chdir(os.path.dirname(sys.argv[1]))"),
+    ];
+    for mut user in users {
+        let error = host.umount(Busy::Keep).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains(&user.id().to_string()), "{error}");
+        let UmountError::Busy { pids, .. } = error else { panic!("{error}") };
+        assert!(pids.contains(&user.id()), "{pids:?} {}", user.id());
+        user.kill().unwrap();
+        user.wait().unwrap();
+    }
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn a_detached_mount_lives_as_long_as_its_users() {
+    let host = Host::mounted("toy:ok");
+    let file = File::open(host.directory().join("f2")).unwrap();
+    assert!(host.umount(Busy::Detach).is_ok());
+    assert_eq!(fs::read_dir(host.directory()).unwrap().count(), 0);
+    let mut part = [0; 4096];
+    file.read_exact_at(&mut part, 2_000_000).unwrap();
+    assert_eq!(part, toy::content(2)[2_000_000..][..4096]);
+    assert_eq!(host.umount(Busy::Keep).unwrap_err().exit_code(), 3);
+    drop(file);
+    eventually("all end", || host.processes().is_empty());
+    host.assert_nothing_left();
+}
+
+fn a_mount_namespace_that_keeps_the_mount_is_named() {
+    let host = Host::mounted("toy:ok");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", "echo ok; exec sleep 100"]);
+    let mut keeper = command.stdout(Stdio::piped()).spawn().unwrap();
+    keeper.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+    let unmounted = host.umount(Busy::Keep).unwrap();
+    assert_eq!(unmounted.used_by, [keeper.id()]);
+    keeper.kill().unwrap();
+    keeper.wait().unwrap();
+    eventually("all end", || host.processes().is_empty());
+    host.assert_nothing_left();
+}
+
+fn a_stopped_worker_holds_nobody_up() {
+    let host = Host::mounted("toy:ok");
+    signal(host.status().pid, Signal::STOP);
+    let start = Instant::now();
+    let status = host.status();
+    assert_eq!(status.state, State::Degraded);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    host.umount(Busy::Keep).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    host.assert_nothing_left();
+}
+
+fn a_request_that_kills_every_worker_fails_the_mount() {
+    let host = Host::mounted("toy:poison");
+    let start = Instant::now();
+    let error = fs::read(host.directory().join("f66")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert!(start.elapsed() > Duration::from_millis(1500), "{:?}", start.elapsed());
+    let status: Status = host.status();
+    assert_eq!((status.state, status.pid), (State::Failed, 0));
+    assert!(status.last_error.is_some());
+    assert_eq!(fs::read_dir(host.directory()).map(drop).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(host.mount("toy:poison").status.code(), Some(2));
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn heirs_that_cannot_take_over_fail_the_mount() {
+    for reference in ["toy:sterile", "toy:fickle"] {
+        let host = Host::mounted(reference);
+        check(&host.directory(), 1);
+        signal(host.status().pid, Signal::KILL);
+        eventually(reference, || host.status().state == State::Failed);
+        assert_eq!(fs::read(host.directory().join("f7")).unwrap_err().raw_os_error(), Some(libc::EIO));
+        host.umount(Busy::Keep).unwrap();
+        host.assert_nothing_left();
+    }
+}
+
+fn a_terminated_holder_takes_the_mount_along() {
+    let host = Host::mounted("toy:ok");
+    signal(host.status().holder_pid, Signal::TERM);
+    eventually("all end", || host.processes().is_empty());
+    host.assert_nothing_left();
+
+    let host = Host::mounted("toy:stuck");
+    let file = File::open(host.directory().join("f0")).unwrap();
+    let reader = Command::new("cat").arg(host.directory().join("f66")).stdout(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    signal(host.status().holder_pid, Signal::TERM);
+    eventually("all end", || host.processes().is_empty());
+    assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
+    assert!(file.read_at(&mut [0; 1], 0).is_err());
+    assert!(!reader.wait_with_output().unwrap().status.success());
+    host.assert_nothing_left();
+}
+
+fn the_foreground_ends_with_its_command() {
+    for how in [Signal::INT, Signal::TERM, Signal::KILL] {
+        let host = Host::new();
+        let mut command = host::start(host.command("toy:ok").args(["--foreground", "quiet"]));
+        command.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+        check(&host.directory(), 4);
+        signal(command.id(), how);
+        let status = command.wait().unwrap();
+        if how == Signal::KILL {
+            eventually("all end", || host.processes().is_empty());
+        } else {
+            assert!(status.success(), "{status:?}");
+        }
+        host.assert_nothing_left();
+    }
+}
+
+fn a_dead_mount_is_told_and_removed() {
+    let host = Host::mounted("toy:ok");
+    let status = host.status();
+    signal(status.holder_pid, Signal::KILL);
+    signal(status.pid, Signal::KILL);
+    eventually("they die", || host.processes().is_empty());
+    assert_eq!(fs::metadata(host.directory().join("f0")).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    let output = host.mount("toy:ok");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("kitfs umount"), "{output:?}");
+    assert_eq!(kitfs::mounts::status(&host.directory()).unwrap_err().exit_code(), 1);
+    host.umount(Busy::Keep).unwrap();
+    assert_eq!(kitfs::mounts::status(&host.directory()).unwrap_err().exit_code(), 3);
+    assert_eq!(host.umount(Busy::Keep).unwrap_err().exit_code(), 3);
+}
+
+fn records_of_dead_holders_are_cleaned_up() {
+    let host = Host::mounted("toy:ok");
+    let status = host.status();
+    signal(status.holder_pid, Signal::KILL);
+    eventually("it dies", || host.processes().len() == 1);
+    // The worker goes on without it.
+    check(&host.directory(), 9);
+    assert_eq!(kitfs::mounts::status_of_all(&host.state()).unwrap(), []);
+    host.umount(Busy::Keep).unwrap();
+    eventually("all end", || host.processes().is_empty());
+    host.assert_nothing_left();
+}
+
+fn a_long_runtime_path_works() {
+    let host = Host::new();
+    let state = host.folder().join("s".repeat(150));
+    let output = host::command("toy:ok", &host.directory(), &state).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(kitfs::mounts::status_of_all(&state).unwrap(), [host.status()]);
+    host.umount(Busy::Keep).unwrap();
+}
+
+fn an_ordinary_user_mounts_through_fusermount() {
+    if !Path::new("/usr/bin/fusermount3").exists() {
+        println!("  skipped: there is no fusermount3");
+        return;
+    }
+    // As udev does it.
+    fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+    let host = Host::new();
+    let nobody = 65534;
+    for path in [host.folder().to_owned(), host.directory()] {
+        std::os::unix::fs::chown(&path, Some(nobody), Some(nobody)).unwrap();
+    }
+    // The test program may lie where nobody can go.
+    let program = host.folder().join("kitfs");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let as_nobody = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).args(arguments).current_dir("/");
+        command.output().unwrap()
+    };
+    let (directory, state) = (host.directory(), host.state());
+    let mount = [program.as_os_str(), "mount".as_ref(), "toy:a,b".as_ref(), directory.as_os_str(), state.as_os_str()];
+    let output = as_nobody(&mount);
+    assert!(output.status.success(), "{output:?}\n{}", host.log());
+    let line = host.table_line();
+    assert!(line.starts_with("toy:a,b ") && line.contains(" fuse.kitfs ro,nosuid,nodev,"), "{line}");
+    let read = as_nobody(&["sha256sum".as_ref(), directory.join("f1").as_os_str()]);
+    assert!(read.status.success(), "{read:?}");
+    assert!(fs::read(directory.join("f1")).is_err(), "others may not");
+    let before = host.status();
+    assert_eq!(fs::metadata(format!("/proc/{}", before.pid)).unwrap().uid(), nobody);
+    signal(before.pid, Signal::KILL);
+    host.next_worker(before.pid);
+    let read = as_nobody(&["cat".as_ref(), directory.join("f2").as_os_str()]);
+    assert!(read.stdout == toy::content(2));
+    let umount = as_nobody(&[program.as_os_str(), "umount".as_ref(), directory.as_os_str()]);
+    assert!(umount.status.success(), "{umount:?}");
+    host.assert_nothing_left();
+    assert!(as_nobody(&mount).status.success());
+    signal(host.status().holder_pid, Signal::TERM);
+    eventually("all end", || host.processes().is_empty());
+    host.assert_nothing_left();
+}
+
+fn a_hundred_mounts_leave_nothing() {
+    let host = Host::new();
+    for round in 0..100 {
+        let output = host.mount("toy:ok");
+        assert!(output.status.success(), "{round}: {output:?}");
+        host.umount(Busy::Keep).unwrap();
+    }
+    host.assert_nothing_left();
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kitfs::layers::Metadata;
 use kitfs::mounts::{
-    AbsolutePath, Busy, Freshness, LogSettings, LogTarget, Metadata, MountFailure, MountOptions, MountRequest, PolicySettings,
-    Presence, Progress, SourceSettings, Status,
+    AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
+    PolicySettings, Presence, Progress, SourceSettings, Status,
 };
+use kitfs::resolve::Freshness;
 
 use crate::toy;
 
@@ -50,6 +52,11 @@ impl Host {
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.state().join("kitfs.log")).unwrap_or_default()
+    }
+
+    /// What the processes of a mount said when it had ended.
+    pub fn told_unmounted(&self) -> String {
+        fs::read_to_string(self.state().join("unmounted")).unwrap_or_default()
     }
 
     /// `kitfs mount`, as a command that has not run yet.
@@ -103,7 +110,27 @@ impl Host {
         }
     }
 
-    fn processes(&self) -> Vec<String> {
+    /// The mount's line in /proc/mounts.
+    pub fn table_line(&self) -> String {
+        let table = fs::read_to_string("/proc/mounts").unwrap();
+        table.lines().find(|line| line.contains(self.folder.path().to_str().unwrap())).unwrap().to_owned()
+    }
+
+    /// How many mounts there are.
+    pub fn mounts(&self) -> usize {
+        let table = fs::read_to_string("/proc/mounts").unwrap();
+        table.lines().filter(|line| line.contains(self.folder.path().to_str().unwrap())).count()
+    }
+
+    /// The file system's number.
+    pub fn device(&self) -> String {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.contains(self.folder.path().to_str().unwrap())).unwrap();
+        line.split(' ').nth(2).unwrap().to_owned()
+    }
+
+    /// The holder and the worker, as their arguments tell.
+    pub fn processes(&self) -> Vec<String> {
         let mark = self.folder.path().to_str().unwrap();
         let mut processes = Vec::new();
         for process in fs::read_dir("/proc").unwrap().flatten() {
@@ -133,7 +160,18 @@ pub fn command(reference: &str, directory: &Path, state: &Path) -> Command {
     command
 }
 
-/// The command itself.
+/// `kitfs umount`.
+pub fn umount_command(arguments: &[String]) -> ExitCode {
+    match kitfs::mounts::umount(Path::new(&arguments[0]), Busy::Keep) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// `kitfs mount`.
 pub fn mount_command(arguments: &[String]) -> ExitCode {
     let (request, quiet) = request(arguments);
     let mounted = kitfs::mounts::mount(request, |progress| {
@@ -180,6 +218,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
         cache_size: None,
         memory: 1 << 27,
         read_timeout: Duration::from_secs(60),
+        audit: AuditSettings { file: path(&arguments[2]), copies: Vec::new() },
         log: LogSettings { target: LogTarget::Stderr, level: "debug".to_owned() },
         presence: if has("--foreground") { Presence::Foreground } else { Presence::Background },
     };

@@ -3,6 +3,7 @@
 //! A program of its own, and not part of the other integration tests: holders and workers are the running
 //! program again, so this one must be able to be them, and `kitfs mount` too. Needs root and /dev/fuse;
 //! where they are missing it says so and does nothing.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cases;
 mod host;
@@ -19,6 +20,9 @@ fn main() -> ExitCode {
     let arguments = std::env::args().skip(1).collect::<Vec<_>>();
     if arguments.first().is_some_and(|first| first == "mount") {
         return host::mount_command(&arguments[1..]);
+    }
+    if arguments.first().is_some_and(|first| first == "umount") {
+        return host::umount_command(&arguments[1..]);
     }
     if arguments.iter().any(|argument| argument == "--list") {
         cases::ALL.iter().for_each(|(name, _)| println!("{name}: test"));

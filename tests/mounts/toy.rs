@@ -11,9 +11,10 @@ use fuser::{
 };
 use kitfs::digest::Digest;
 use kitfs::mounts::{
-    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Resolved, Served,
-    Snapshot, State, Summary, tree_file,
+    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served, Snapshot, State,
+    Summary, tree_file,
 };
+use kitfs::resolve::Resolved;
 
 /// How many files there are, `f0` and on.
 pub const FILES: u64 = 300;
@@ -52,7 +53,11 @@ impl Served for Toy {
     fn start_log(_: &LogSettings, state_dir: &Path) {
         std::fs::create_dir_all(state_dir).unwrap();
         let log = std::fs::File::options().append(true).create(true).open(state_dir.join("kitfs.log")).unwrap();
-        tracing_subscriber::fmt().with_writer(log).with_max_level(tracing::Level::DEBUG).with_ansi(false).init();
+        tracing_subscriber::fmt()
+            .with_writer(log)
+            .with_env_filter("kitfs=debug,mounts=debug,fuser=info")
+            .with_ansi(false)
+            .init();
     }
 
     fn prepare(
@@ -100,6 +105,21 @@ impl Served for Toy {
             passthrough: false,
             last_error: None,
         }
+    }
+
+    fn mounted(&self) -> Result<(), MountFailure> {
+        match self.reference.as_str() {
+            "toy:unrecorded" => Err(MountFailure::new(6, "it cannot be recorded")),
+            _ => Ok(()),
+        }
+    }
+
+    fn unmounted(request: &MountRequest, summary: &Summary) {
+        use std::io::Write;
+        assert_eq!(summary.digest, Digest::of(request.reference.as_bytes()));
+        let path = request.state_dir.join("unmounted");
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        writeln!(file, "{}", request.reference).unwrap();
     }
 
     fn ended(&self) {}
@@ -183,6 +203,7 @@ impl Filesystem for ToyFs {
         let content = content(number);
         let from = usize::try_from(offset).unwrap().min(content.len());
         let to = (from + usize::try_from(size).unwrap()).min(content.len());
+        #[expect(clippy::disallowed_methods, reason = "a toy has nothing to prove")]
         reply.data(&content[from..to]);
         self.beat.answered();
     }

@@ -15,8 +15,8 @@ use tokio::signal::unix::signal;
 
 use crate::cli::cat;
 use crate::cli::documents::Export;
-use crate::cli::error::Error;
 use crate::cli::export::target::Target;
+use crate::cli::failure::Error;
 use crate::cli::kits::Kits;
 use crate::cli::print;
 use crate::config::Output;

@@ -20,7 +20,7 @@ use rustix::fs::OFlags;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::kit::name::KitPath;
 use crate::kit::tree::Inode;
 use crate::kit::tree::NodeKind;
@@ -51,7 +51,7 @@ impl Target {
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => wrong("it is no directory"),
-            Err(error) => Err(write_error(directory, KitPath::root(), error)),
+            Err(source) => Err(Error::Directory { directory: directory.into(), source }),
         }
     }
 
@@ -64,9 +64,9 @@ impl Target {
                 let directory = directory.into();
                 Ok(Self { directory, made, root, staging_name: Some(staging_name), staging, last: None })
             }
-            Err(error) => {
+            Err(source) => {
                 remove_folders(&made);
-                Err(write_error(directory, KitPath::root(), error))
+                Err(Error::Directory { directory: directory.into(), source })
             }
         }
     }
@@ -118,7 +118,8 @@ impl Target {
 
     /// The error that an entry could not be written.
     pub(in crate::cli::export) fn failed(&self, tree: &Tree, inode: Inode, error: io::Error) -> Error {
-        write_error(&self.directory, tree.path(inode).unwrap_or_else(KitPath::root), error)
+        let path = tree.path(inode).unwrap_or_else(KitPath::root);
+        Error::Write { path, directory: self.directory.clone(), source: error }
     }
 
     fn parent(&mut self, tree: &Tree, inode: Inode) -> io::Result<BorrowedFd<'_>> {
@@ -196,10 +197,6 @@ fn mode(tree: &Tree, inode: Inode) -> Mode {
 
 fn is_dir(tree: &Tree, inode: Inode) -> bool {
     tree.node(inode).is_some_and(|node| matches!(node.kind, NodeKind::Dir { .. }))
-}
-
-fn write_error(directory: &Path, path: KitPath, source: io::Error) -> Error {
-    Error::Write { path, directory: directory.into(), source }
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@
 //! once it is open.
 
 mod file;
-mod socket;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -26,8 +26,9 @@ use tracing_subscriber::layer::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::audit::Daemon;
+use crate::audit::Stream;
 use crate::cli::log::file::RotatedFile;
-use crate::cli::log::socket::Daemon;
 use crate::cli::text;
 use crate::config::Log;
 use crate::config::LogTarget;
@@ -49,7 +50,7 @@ pub enum Place {
 pub fn start(log: &Log, place: Place, state: &Path) -> std::io::Result<()> {
     let target = match (&log.target, place) {
         (Some(target), _) => Some(target.clone()),
-        (None, Place::Background) => Some(LogTarget::File(state.join("kitfs.log"))),
+        (None, Place::Background) => Some(LogTarget::File(default_file(state))),
         (None, Place::Command | Place::Foreground) => None,
     };
     let quiet = match place {
@@ -78,6 +79,16 @@ pub fn start(log: &Log, place: Place, state: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The log of background processes, where no other place was named.
+pub fn default_file(state: &Path) -> PathBuf {
+    state.join("kitfs.log")
+}
+
+/// Says whether background processes will be able to send their messages where they belong.
+pub fn check(log: &Log, state: &Path) -> std::io::Result<()> {
+    Sink::open(&log.target.clone().unwrap_or_else(|| LogTarget::File(default_file(state)))).map(drop)
+}
+
 /// One place that takes messages.
 #[derive(Debug)]
 enum Sink {
@@ -90,8 +101,8 @@ impl Sink {
     fn open(target: &LogTarget) -> std::io::Result<Self> {
         Ok(match target {
             LogTarget::File(path) => Self::File(Mutex::new(RotatedFile::open(path)?)),
-            LogTarget::Syslog => Self::Daemon(Daemon::syslog()?),
-            LogTarget::Journal => Self::Daemon(Daemon::journal()?),
+            LogTarget::Syslog => Self::Daemon(Daemon::syslog(Stream::Messages)?),
+            LogTarget::Journal => Self::Daemon(Daemon::journal(Stream::Messages)?),
         })
     }
 
@@ -106,7 +117,9 @@ impl Sink {
                 let line = format!("{:.3} {level} kitfs[{}] {message}\n", jiff::Timestamp::now(), std::process::id());
                 file.lock().unwrap_or_else(PoisonError::into_inner).write(line.as_bytes());
             }
-            Self::Daemon(daemon) => daemon.write(level, message),
+            Self::Daemon(daemon) => {
+                let _lost = daemon.write(level, message);
+            }
         }
     }
 }

@@ -89,10 +89,19 @@ pub struct TarReader {
 enum State {
     Header,
     /// A PAX header or GNU long name that is being collected; `size` bytes are its content.
-    Extension { kind: Type, at: u64, size: u64 },
+    Extension {
+        kind: Type,
+        at: u64,
+        size: u64,
+    },
     /// The data of a file and the padding after it.
-    Data { left: u64, padding: u64 },
-    Padding { left: u64 },
+    Data {
+        left: u64,
+        padding: u64,
+    },
+    Padding {
+        left: u64,
+    },
     /// After the first of the two zero blocks that end an archive.
     ZeroBlock,
     /// After the end of the archive; what follows means nothing (Go's reader never looks at it).
@@ -264,7 +273,10 @@ impl TarReader {
                     return Err(TarError::Extension { at, reason: "it is larger than 1 MiB" });
                 }
                 if header.kind == Type::PaxGlobal && self.extensions.any.is_some() {
-                    return Err(TarError::Extension { at, reason: "it stands between a member and its extended header" });
+                    return Err(TarError::Extension {
+                        at,
+                        reason: "it stands between a member and its extended header",
+                    });
                 }
                 self.state = State::Extension { kind: header.kind, at, size };
                 Ok(None)

@@ -52,8 +52,11 @@ impl Records {
     }
 }
 
-/// The key and value of the first record, and the bytes behind it.
-fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// The key and value of a record, and the bytes behind it.
+type Split<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// Splits the first record off.
+fn split_record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
     const MALFORMED: &str = "a record's length is wrong";
     let space = bytes.iter().position(|byte| *byte == b' ').ok_or(MALFORMED)?;
     let (digits, _) = bytes.split_at(space);

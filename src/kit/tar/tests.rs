@@ -137,7 +137,10 @@ fn takes_names_and_sizes_from_where_go_takes_them() {
         (vec![Block::new("a", b'0', 0).with(124, b"         1 \0").data(b"x")], "a File 1 644"),
         (vec![Block::new("a", b'0', 0).with(108, b"\x80\0\0\0\x7f\xff\xff\xff").data(b"")], "a File 0 644"),
         (vec![Block::new("b", b'0', 0).with(345, b"a").data(b"")], "a/b File 0 644"),
-        (vec![Block::new("b", b'0', 0).with(345, &[b'p'; 155]).data(b"")], &format!("{}/b File 0 644", "p".repeat(155))),
+        (
+            vec![Block::new("b", b'0', 0).with(345, &[b'p'; 155]).data(b"")],
+            &format!("{}/b File 0 644", "p".repeat(155)),
+        ),
         (vec![Block::new("b", b'0', 0).with(257, b"ustar  \0").data(b"")], "b File 0 644"),
         (vec![Block::new("b", b'0', 0).with(257, b"ustar  \0").with(345, b"dir").data(b"")], "dir/b File 0 644"),
         (vec![Block::new("b", b'0', 0).with(257, &[0; 8]).with(345, b"dir").data(b"")], "b File 0 644"),
@@ -251,7 +254,8 @@ fn tells_a_truncated_layer_from_a_whole_one() {
 
 #[test]
 fn hops_over_data_without_seeing_it() {
-    let tar = [file("a", &[1; 5000]), Block::new("d", b'5', 0).data(b""), file("b", &[2; 512]), end(), vec![9; 100]].concat();
+    let tar =
+        [file("a", &[1; 5000]), Block::new("d", b'5', 0).data(b""), file("b", &[2; 512]), end(), vec![9; 100]].concat();
     let mut reader = TarReader::new(Some(tar.len() as u64));
     let (mut members, mut seen) = (Vec::new(), 0);
     while reader.position() < tar.len() as u64 {
@@ -285,7 +289,10 @@ fn layers() -> impl Strategy<Value = Vec<u8>> {
         Just(vec![0; BLOCK]),
         proptest::collection::vec(any::<u8>(), 0..600),
     ];
-    (proptest::collection::vec(part, 0..6), proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3))
+    (
+        proptest::collection::vec(part, 0..6),
+        proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    )
         .prop_map(|(parts, damages)| {
             let mut bytes = parts.concat();
             for (place, byte) in damages {

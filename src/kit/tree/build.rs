@@ -44,7 +44,8 @@ struct Draft<'a, 'i> {
 }
 
 pub(super) fn build<'a>(
-    layers: impl IntoIterator<Item = (LayerNumber, &'a Listing)>, kitfile: Option<u64>,
+    layers: impl IntoIterator<Item = (LayerNumber, &'a Listing)>,
+    kitfile: Option<u64>,
 ) -> Result<Tree, TreeError> {
     let kitfile = kitfile.and_then(|size| {
         let path = KitPath::parse(KITFILE).ok()?;

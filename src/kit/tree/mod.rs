@@ -122,7 +122,8 @@ impl Tree {
     /// Directories are shared: the first layer that has one gives its mode, and one that none has is
     /// 0755, as the root always is. Everything else that is there twice is refused.
     pub fn build<'a>(
-        layers: impl IntoIterator<Item = (LayerNumber, &'a Listing)>, kitfile: Option<u64>,
+        layers: impl IntoIterator<Item = (LayerNumber, &'a Listing)>,
+        kitfile: Option<u64>,
     ) -> Result<Self, TreeError> {
         build::build(layers, kitfile)
     }
@@ -319,7 +320,9 @@ pub enum TreeError {
         layer: LayerNumber,
     },
     /// More than kitfs holds in memory.
-    #[error("the kit is too large: more than {NODE_LIMIT} files and directories, or more than {NAMES_LIMIT} bytes of names")]
+    #[error(
+        "the kit is too large: more than {NODE_LIMIT} files and directories, or more than {NAMES_LIMIT} bytes of names"
+    )]
     TooLarge,
 }
 

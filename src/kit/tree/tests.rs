@@ -120,8 +120,11 @@ fn the_deepest_path_is_no_danger() {
 
 #[test]
 fn a_tree_cannot_fill_the_memory() {
-    let entries = (0..NODE_LIMIT / 1000).map(|number| {
-        Entry { path: path(&format!("{number}/{}", "d/".repeat(1000))), mode: 0, mtime: 0, kind: EntryKind::Dir }
+    let entries = (0..NODE_LIMIT / 1000).map(|number| Entry {
+        path: path(&format!("{number}/{}", "d/".repeat(1000))),
+        mode: 0,
+        mtime: 0,
+        kind: EntryKind::Dir,
     });
     let listing = Listing::new(entries.collect(), Certainty::Verified).unwrap();
     assert_eq!(Tree::build([(LayerNumber(0), &listing)], None), Err(TreeError::TooLarge));

@@ -173,11 +173,14 @@ async fn bearer(repository: &Repository, what: &str, auth: RegistryAuth) -> Resu
             }
             Ok(Ok(None)) => return Err(denied("its /v2/ asks for no token, but the kit does".into())),
             Ok(Err(OciDistributionError::RequestError(error))) => Failure::of(error),
-            Ok(Err(OciDistributionError::AuthenticationFailure(answer))) if tries < TRIES_REFUSED && !is_refusal(&answer) => {
+            Ok(Err(OciDistributionError::AuthenticationFailure(answer)))
+                if tries < TRIES_REFUSED && !is_refusal(&answer) =>
+            {
                 Failure::Late("the token server refuses")
             }
             Ok(Err(OciDistributionError::AuthenticationFailure(_))) => {
-                let who = if auth == RegistryAuth::Anonymous { "an anonymous login" } else { "the login that is stored" };
+                let who =
+                    if auth == RegistryAuth::Anonymous { "an anonymous login" } else { "the login that is stored" };
                 return Err(denied(format!("the token server refuses {who}")));
             }
             Ok(Err(error)) => {
@@ -237,7 +240,8 @@ mod tests {
 
     #[test]
     fn bearer_is_taken_where_it_is_offered() {
-        let of = |headers: &[&str]| Challenge::of(&headers.iter().map(|header| (*header).to_owned()).collect::<Vec<_>>());
+        let of =
+            |headers: &[&str]| Challenge::of(&headers.iter().map(|header| (*header).to_owned()).collect::<Vec<_>>());
         assert_eq!(of(&[r#"Bearer realm="https://a/token",service="s",scope="x""#]), Some(Challenge::Bearer));
         assert_eq!(of(&[r#"basic realm="r""#]), Some(Challenge::Basic));
         assert_eq!(of(&[r#"Basic realm="r", Bearer realm="b""#]), Some(Challenge::Bearer));

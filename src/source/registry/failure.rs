@@ -42,7 +42,7 @@ pub(super) enum Failure {
     Refused(StatusCode),
     /// An answer that the protocol does not have.
     Odd(String),
-    /// A body that ended early.
+    /// A body that ended early, and properly.
     Short { got: u64 },
     /// A body longer than it may be.
     Longer,
@@ -66,8 +66,9 @@ pub(super) enum Next {
     Stop,
 }
 
-/// Tries where nobody answers at all: it should not take long to learn of a registry that is not there.
-const TRIES_UNCONNECTED: u32 = 4;
+/// Tries where another one rarely helps: nobody answers at all, or a body ends as if it were whole. It
+/// should not take long to learn of that.
+const TRIES_FEW: u32 = 4;
 
 /// Tries where something answers, but not well.
 const TRIES: u32 = 7;
@@ -98,8 +99,8 @@ impl Failure {
             false => Next::Stop,
         };
         match self {
-            Self::Connect(_) | Self::Unconnected(_) => again(TRIES_UNCONNECTED, Duration::ZERO),
-            Self::Broken(_) | Self::Late(_) | Self::Short { .. } => again(TRIES, Duration::ZERO),
+            Self::Connect(_) | Self::Unconnected(_) | Self::Short { .. } => again(TRIES_FEW, Duration::ZERO),
+            Self::Broken(_) | Self::Late(_) => again(TRIES, Duration::ZERO),
             Self::Busy(_, wait) => again(TRIES, wait.unwrap_or_default()),
             Self::Expired(_) => again(TRIES_EXPIRED, Duration::ZERO),
             Self::Unauthorized(challenges) => Next::LogIn(challenges.clone()),
@@ -119,7 +120,8 @@ impl Failure {
 
     /// The error that a request ends with. `size` is the blob's, where a blob was asked for.
     pub(super) fn into_error(self, what: String, size: u64) -> SourceError {
-        let unreachable = |why: String, source: Option<Cause>| SourceError::Unreachable { what: what.clone(), why, source };
+        let unreachable =
+            |why: String, source: Option<Cause>| SourceError::Unreachable { what: what.clone(), why, source };
         match self {
             Self::Connect(error) => unreachable("no connection".into(), Some(Arc::new(error))),
             Self::Unconnected(error) => match tls_error(&error) {
@@ -167,7 +169,8 @@ impl Failure {
 /// The pause before try `tries` + 1: doubling from 100 ms to 5 s, of which a random half is left out, so
 /// that many clients of one registry do not come back all at once.
 fn backoff(tries: u32) -> Duration {
-    let most = Duration::from_millis(100).saturating_mul(1 << tries.saturating_sub(1).min(10)).min(Duration::from_secs(5));
+    let most =
+        Duration::from_millis(100).saturating_mul(1 << tries.saturating_sub(1).min(10)).min(Duration::from_secs(5));
     let random = getrandom::u32().unwrap_or(u32::MAX / 2);
     most.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }

@@ -134,7 +134,8 @@ fn unusable(error: reqwest::Error) -> SourceError {
 /// Authorization stays behind when host, port or scheme change; `reqwest` sees to that.
 fn redirects() -> Policy {
     Policy::custom(|attempt| {
-        let downgrade = attempt.url().scheme() != "https" && attempt.previous().iter().any(|url| url.scheme() == "https");
+        let downgrade =
+            attempt.url().scheme() != "https" && attempt.previous().iter().any(|url| url.scheme() == "https");
         if attempt.previous().len() > REDIRECTS {
             attempt.error(InvalidRedirect::TooMany)
         } else if downgrade {

@@ -95,7 +95,8 @@ impl Registry {
         loop {
             let failure = match request.send(method.clone(), Part::Whole).await {
                 Ok(response) if method == Method::HEAD => {
-                    let digest = response.headers().get(CONTENT_DIGEST).and_then(|digest| digest.to_str().ok()?.parse().ok());
+                    let digest =
+                        response.headers().get(CONTENT_DIGEST).and_then(|digest| digest.to_str().ok()?.parse().ok());
                     if let Some(digest) = digest {
                         return Ok(digest);
                     }
@@ -118,7 +119,8 @@ impl Registry {
     }
 
     pub(super) async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError> {
-        let mut request = Request::new(self, format!("manifest {digest} in {}", self.name()), format!("manifests/{digest}"));
+        let mut request =
+            Request::new(self, format!("manifest {digest} in {}", self.name()), format!("manifests/{digest}"));
         loop {
             let failure = match request.send(Method::GET, Part::Whole).await {
                 Ok(response) => match request.body(response, METADATA_LIMIT).await {
@@ -136,10 +138,8 @@ impl Registry {
         let mut request = self.blob_request(blob);
         loop {
             let failure = match request.send(Method::GET, Part::Whole).await {
-                Ok(response) => match request.body(response, blob.size).await {
-                    Ok(bytes) if bytes.len() as u64 == blob.size => return Ok(Unverified::new(bytes)),
-                    Ok(bytes) => Failure::Short { got: bytes.len() as u64 },
-                    Err(Failure::Longer) => Failure::Size { actual: format!("more than {}", blob.size) },
+                Ok(response) => match request.whole_blob(response).await {
+                    Ok(bytes) => return Ok(Unverified::new(bytes)),
                     Err(failure) => failure,
                 },
                 Err(failure) => failure,
@@ -156,10 +156,9 @@ impl Registry {
         buffers: &Buffers,
     ) -> Result<Unverified, SourceError> {
         let mut request = self.blob_request(blob);
-        let mut buffer = buffers.take().map_err(|error| SourceError::Local {
-            what: "memory for a range".into(),
-            source: Arc::new(error),
-        })?;
+        let mut buffer = buffers
+            .take()
+            .map_err(|error| SourceError::Local { what: "memory for a range".into(), source: Arc::new(error) })?;
         buffer.truncate((range.end - range.start) as usize);
         let mut filled = 0;
         loop {

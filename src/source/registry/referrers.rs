@@ -36,7 +36,12 @@ impl Registry {
             let (list, next) = match self.page(&what, &path, manifest).await? {
                 Some(answer) => answer,
                 None if page == 0 => return Ok(None),
-                None => return Err(SourceError::Malformed { what, why: "the list breaks off after its first page".into() }),
+                None => {
+                    return Err(SourceError::Malformed {
+                        what,
+                        why: "the list breaks off after its first page".into(),
+                    });
+                }
             };
             found.extend(list.companions("the registry's list of referrers"));
             match next {

@@ -145,18 +145,25 @@ impl Request {
         };
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if response.url().origin() != origin => {
+            // Some object stores answer 400 to a signature that has expired.
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
+                if response.url().origin() != origin =>
+            {
                 Err(Failure::Expired(status))
             }
             StatusCode::UNAUTHORIZED => {
                 let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
-                Err(Failure::Unauthorized(challenges.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()))
+                Err(Failure::Unauthorized(
+                    challenges.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect(),
+                ))
             }
             StatusCode::FORBIDDEN => Err(Failure::Denied("the registry answers 403 Forbidden".into())),
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(Failure::Missing),
             status @ (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) => {
                 Err(Failure::Busy(status, failure::retry_after(response.headers())))
             }
+            // Not a trouble that passes, but a method that is not known.
+            status @ StatusCode::NOT_IMPLEMENTED => Err(Failure::Odd(format!("the registry answers {status}"))),
             status if status.is_server_error() => Err(Failure::Busy(status, failure::retry_after(response.headers()))),
             status if status.is_client_error() => Err(Failure::Refused(status)),
             status => Err(Failure::Odd(format!("the registry answers {status}"))),
@@ -205,8 +212,26 @@ impl Request {
         Ok(body)
     }
 
+    /// Reads the whole body of a blob, which has exactly the size that was told.
+    pub(super) async fn whole_blob(&self, response: Response) -> Result<Vec<u8>, Failure> {
+        if let Some(length) = response.content_length().filter(|length| *length != self.size) {
+            return Err(Failure::Size { actual: length.to_string() });
+        }
+        match self.body(response, self.size).await {
+            Ok(bytes) if bytes.len() as u64 == self.size => Ok(bytes),
+            Ok(bytes) => Err(Failure::Short { got: bytes.len() as u64 }),
+            Err(Failure::Longer) => Err(Failure::Size { actual: format!("more than {}", self.size) }),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Reads a body into `memory` from `filled` on, until it is full. `filled` says how far it came.
-    pub(super) async fn fill(&self, mut response: Response, memory: &mut [u8], filled: &mut usize) -> Result<(), Failure> {
+    pub(super) async fn fill(
+        &self,
+        mut response: Response,
+        memory: &mut [u8],
+        filled: &mut usize,
+    ) -> Result<(), Failure> {
         while *filled < memory.len() {
             let Some(chunk) = self.chunk(&mut response).await? else {
                 return Err(Failure::Short { got: *filled as u64 });
@@ -253,7 +278,11 @@ fn accept(response: Response, part: &Part) -> Result<Response, Failure> {
                 return Err(Failure::Size { actual: total.to_string() });
             }
             let len = range.end - range.start;
-            if response.content_length().is_some_and(|length| length != len) { Err(Failure::NoRanges) } else { Ok(response) }
+            if response.content_length().is_some_and(|length| length != len) {
+                Err(Failure::NoRanges)
+            } else {
+                Ok(response)
+            }
         }
         (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange { size: Some(total), .. })) if total != *size => {
             Err(Failure::Size { actual: total.to_string() })
@@ -286,7 +315,8 @@ struct ContentRange {
 impl ContentRange {
     fn parse(text: &str) -> Option<Self> {
         let (range, size) = text.strip_prefix("bytes ")?.trim().split_once('/')?;
-        let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+        let number =
+            |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
         let range = match range {
             "*" => None,
             range => {
@@ -309,7 +339,9 @@ mod tests {
         assert_eq!(parsed("bytes 0-9/100"), Some(ContentRange { range: Some(0..10), size: Some(100) }));
         assert_eq!(parsed("bytes 5-5/*"), Some(ContentRange { range: Some(5..6), size: None }));
         assert_eq!(parsed("bytes */100"), Some(ContentRange { range: None, size: Some(100) }));
-        for text in ["", "bytes", "0-9/100", "bytes 0-9", "bytes a-9/1", "bytes +0-9/100", "bytes 0-18446744073709551615/1"] {
+        for text in
+            ["", "bytes", "0-9/100", "bytes 0-9", "bytes a-9/1", "bytes +0-9/100", "bytes 0-18446744073709551615/1"]
+        {
             assert_eq!(parsed(text), None, "{text}");
         }
     }

@@ -88,9 +88,8 @@ pub fn processes_with(text: &str) -> Vec<i32> {
         if name == own {
             continue;
         }
-        let names_it = ["environ", "cmdline"]
-            .iter()
-            .any(|part| std::fs::read(entry.path().join(part)).is_ok_and(has_text));
+        let names_it =
+            ["environ", "cmdline"].iter().any(|part| std::fs::read(entry.path().join(part)).is_ok_and(has_text));
         if names_it && is_alive(pid) {
             found.push(pid);
         }
@@ -104,11 +103,11 @@ pub fn is_alive(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// The most memory that a process ever had resident, in KiB.
-pub fn peak_memory(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a process with memory");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+/// The most memory that a process ever had resident, in KiB; `None` if it is no more.
+pub fn peak_memory(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// Waits until `is_so`, for at most `seconds`. False if it never was.

@@ -54,17 +54,23 @@ pub enum Age {
     New,
 }
 
-/// A file of a kit.
+/// A file of a kit, or one of its directories.
 #[derive(Clone)]
 pub struct File {
     path: String,
-    bytes: Vec<u8>,
+    /// `None` for a directory.
+    bytes: Option<Vec<u8>>,
     mode: u32,
 }
 
 /// A file with mode 0644.
 pub fn file(path: &str, bytes: impl Into<Vec<u8>>) -> File {
-    File { path: path.into(), bytes: bytes.into(), mode: 0o644 }
+    File { path: path.into(), bytes: Some(bytes.into()), mode: 0o644 }
+}
+
+/// A directory with mode 0755, where it is empty or its mode matters; others come with their files.
+pub fn directory(path: &str) -> File {
+    File { path: path.into(), bytes: None, mode: 0o755 }
 }
 
 impl File {
@@ -177,7 +183,10 @@ impl Kit {
     /// The bytes of a layer before and after compression; its files and directories go into `tree`.
     fn pack_layer(&self, base: Base, path: &str, files: &[File], tree: &mut Tree) -> (Vec<u8>, Blob) {
         for file in files {
-            tree.put(&file.path, &file.bytes, file.mode);
+            match &file.bytes {
+                Some(bytes) => tree.put(&file.path, bytes, file.mode),
+                None => tree.put_directory(&file.path, file.mode),
+            }
         }
         let (plain, format, compression) = match self.packing {
             Packing::Tar(compression) => {
@@ -188,8 +197,8 @@ impl Kit {
                 (tar_of(files, skipped), "tar", compression)
             }
             Packing::Raw(compression) => {
-                assert_eq!(files.len(), 1, "a raw layer is one file");
-                (files[0].bytes.clone(), "raw", compression)
+                let [File { bytes: Some(bytes), .. }] = files else { panic!("a raw layer is one file") };
+                (bytes.clone(), "raw", compression)
             }
         };
         let (bytes, suffix) = compress(&plain, compression);
@@ -216,9 +225,10 @@ pub fn model_pack(namespace: &str, files: &[File]) -> Packed {
     let mut tree = Tree::default();
     let mut layers = Vec::new();
     for file in files {
-        tree.put(&file.path, &file.bytes, file.mode);
+        let bytes = file.bytes.clone().expect("a ModelPack of raw layers has only files");
+        tree.put(&file.path, &bytes, file.mode);
         let kind = if file.path.ends_with(".json") { "weight.config" } else { "weight" };
-        let mut blob = Blob::new(&format!("application/vnd.{namespace}.model.{kind}.v1.raw"), file.bytes.clone());
+        let mut blob = Blob::new(&format!("application/vnd.{namespace}.model.{kind}.v1.raw"), bytes);
         blob.annotations.insert(format!("org.{namespace}.model.filepath"), file.path.clone().into());
         blob.annotations.insert(format!("org.{namespace}.model.file.metadata+json"), metadata(file));
         layers.push(blob);
@@ -236,7 +246,7 @@ pub fn model_pack(namespace: &str, files: &[File]) -> Packed {
 
 fn metadata(file: &File) -> Value {
     let text = json!({
-        "name": file.path, "mode": file.mode, "uid": 0, "gid": 0, "size": file.bytes.len(),
+        "name": file.path, "mode": file.mode, "uid": 0, "gid": 0, "size": file.bytes.as_ref().map(Vec::len),
         "mtime": "1970-01-01T00:00:00Z", "typeflag": 0
     });
     text.to_string().into()
@@ -267,7 +277,7 @@ fn tar_of(files: &[File], skipped: usize) -> Vec<u8> {
     for file in files {
         for (slash, _) in file.path.match_indices('/').filter(|(slash, _)| *slash >= skipped) {
             // A walk sorts by component, so a slash sorts before every other byte.
-            walk.insert(file.path[..slash].replace('/', "\0"), None);
+            walk.entry(file.path[..slash].replace('/', "\0")).or_insert(None);
         }
         walk.insert(file.path.replace('/', "\0"), Some(file));
     }
@@ -276,7 +286,8 @@ fn tar_of(files: &[File], skipped: usize) -> Vec<u8> {
         let path = path.replace('\0', "/");
         let name = &path[skipped.min(path.len())..];
         let (kind, mode, bytes) = match file {
-            Some(file) => (tar::EntryType::Regular, file.mode, file.bytes.as_slice()),
+            Some(File { bytes: Some(bytes), mode, .. }) => (tar::EntryType::Regular, *mode, bytes.as_slice()),
+            Some(File { mode, .. }) => (tar::EntryType::Directory, *mode, &[][..]),
             None => (tar::EntryType::Directory, 0o755, &[][..]),
         };
         append(&mut tar, name, kind, mode, bytes);
@@ -454,8 +465,7 @@ impl Layout {
     pub fn add(&self, media_type: &str, manifest: &[u8], name: Option<&str>) {
         const NAME: &str = "org.opencontainers.image.ref.name";
         self.put(&digest_of(manifest), manifest);
-        let mut descriptor =
-            json!({"mediaType": media_type, "digest": digest_of(manifest), "size": manifest.len()});
+        let mut descriptor = json!({"mediaType": media_type, "digest": digest_of(manifest), "size": manifest.len()});
         let file = self.folder.join("index.json");
         let text = std::fs::read(&file).expect("our own directory");
         let mut index: Value = serde_json::from_slice(&text).expect("we wrote it");

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -117,9 +117,9 @@ impl Kitfs {
                 command
             }
         };
-        command.env_clear().envs(
-            ["PATH", "TMPDIR"].into_iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))),
-        );
+        command
+            .env_clear()
+            .envs(["PATH", "TMPDIR"].into_iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))));
         command
             .env("LANG", "C.UTF-8")
             .env("HOME", self.path("home"))
@@ -219,16 +219,18 @@ pub fn finish(mut command: Command, shown: &str, deadline: Duration) -> Output {
     let err = drain(child.stderr.take().expect("piped"));
     let pid = child.id().cast_signed();
     let end = begun + deadline;
-    let (status, peak_kib) = loop {
-        if let Some(ended) = ended(pid) {
-            break ended;
+    // Looked at while it runs: what `wait4` tells includes the memory of this process, from before the `exec`.
+    let mut peak_kib = 0;
+    let status = loop {
+        peak_kib = host::peak_memory(pid).map_or(peak_kib, |now| peak_kib.max(now));
+        if let Some(status) = child.try_wait().expect("our own child") {
+            break status;
         }
         if Instant::now() > end {
-            // SAFETY: plain system calls on a child of ours that has not been waited for, so the id is still its own.
+            // SAFETY: a plain system call on a child of ours that has not been waited for, so the id is still its own.
             unsafe { libc::kill(-pid, libc::SIGKILL) };
-            // SAFETY: as above.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
-            host::soon(5, || ended_after_kill(pid));
+            child.kill().ok();
+            child.wait().ok();
             let err = err.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
             panic!("{shown}: not done after {deadline:?}\n{}", String::from_utf8_lossy(&err));
         }
@@ -237,7 +239,7 @@ pub fn finish(mut command: Command, shown: &str, deadline: Duration) -> Output {
     let held = "its output is still held open 5 s after it ended: a background process has the caller's descriptor";
     let stdout = out.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| panic!("{shown}: {held}"));
     let stderr = err.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| panic!("{shown}: {held}"));
-    let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) };
+    let code = status.code().or(status.signal().map(|signal| -signal)).expect("it has ended");
     Output {
         shown: shown.to_owned(),
         code,
@@ -258,20 +260,6 @@ fn drain(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// The status and peak memory in KiB of a child, once it has ended. `std` gives no resource usage.
-fn ended(pid: i32) -> Option<(i32, i64)> {
-    let mut status = 0;
-    // SAFETY: all zeroes is a valid `rusage`.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to live locals of the right type.
-    let found = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, &raw mut usage) };
-    (found == pid).then_some((status, usage.ru_maxrss))
-}
-
-fn ended_after_kill(pid: i32) -> bool {
-    ended(pid).is_some()
-}
-
 /// What a command wrote and how it ended.
 pub struct Output {
     shown: String,
@@ -282,7 +270,7 @@ pub struct Output {
     /// What it wrote to standard error.
     pub stderr: String,
     /// The most memory it had resident, in KiB.
-    pub peak_kib: i64,
+    pub peak_kib: u64,
     /// How long it ran.
     pub took: Duration,
 }

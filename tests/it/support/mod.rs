@@ -1,5 +1,6 @@
 //! What the tests share: the binary under test, mounts that clean up, kits, registries, trees to compare.
 
+pub mod faults;
 pub mod host;
 pub mod kit;
 pub mod kitfs;

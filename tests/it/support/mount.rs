@@ -46,7 +46,7 @@ impl Kitfs {
         let output = self.command(&words).current_directory(from).run();
         let is_there = !host::mounts_below(&directory).is_empty();
         assert_eq!(output.code == 0, is_there, "exit code and mount table disagree\n{output}");
-        let mount = is_there.then_some(Mount { kitfs: self, directory, is_mounted: true });
+        let mount = is_there.then(|| Mount { kitfs: self, directory, is_mounted: true });
         (mount, output)
     }
 }
@@ -93,7 +93,7 @@ impl Mount<'_> {
     }
 
     /// Says that something else has unmounted it.
-    pub fn is_gone(mut self) {
+    pub fn gone(mut self) {
         self.is_mounted = false;
         assert!(host::mounts_below(&self.directory).is_empty(), "it is still mounted");
     }

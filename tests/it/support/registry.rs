@@ -264,7 +264,9 @@ impl Registry {
 
     fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Response {
         let request = request.timeout(std::time::Duration::from_secs(60));
-        self.runtime.block_on(async { request.send().await }).unwrap_or_else(|error| panic!("{error:?}: {}", self.errors()))
+        self.runtime
+            .block_on(async { request.send().await })
+            .unwrap_or_else(|error| panic!("{error:?}: {}", self.errors()))
     }
 }
 

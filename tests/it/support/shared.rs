@@ -14,7 +14,10 @@ pub fn shared(path: &str) -> Option<PathBuf> {
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
     };
     let Ok(found) = root.join(path).canonicalize() else {
-        host::note(&format!("there is no {}; KITFS_SHARED names the directory of the fixtures", root.join(path).display()));
+        host::note(&format!(
+            "there is no {}; KITFS_SHARED names the directory of the fixtures",
+            root.join(path).display()
+        ));
         return None;
     };
     Some(found)

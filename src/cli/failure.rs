@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::audit::SigningError;
 use crate::config::ConfigError;
 use crate::fs::FsError;
 use crate::fs::ReadError;
@@ -86,6 +87,25 @@ pub enum Error {
         /// What it was.
         error: String,
     },
+    /// The audit log is not what was written.
+    #[error("the audit log {} is broken: {why}", path.display())]
+    AuditBroken {
+        /// The log.
+        path: PathBuf,
+        /// What does not hold.
+        why: String,
+    },
+    /// The audit log cannot be read.
+    #[error("cannot read the audit log {}", path.display())]
+    AuditUnreadable {
+        /// The log.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The head of the audit log cannot be signed.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// The reference did not become a kit.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -135,6 +155,14 @@ pub enum Error {
         directory: PathBuf,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// The directory that a kit should be written into cannot be used.
+    #[error("cannot export into {}", directory.display())]
+    Directory {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A file could not be written.
     #[error("cannot write {path} in {}", directory.display())]
