@@ -12,7 +12,7 @@ use futures_util::TryStreamExt;
 use futures_util::stream;
 
 use crate::cli::cat;
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::ls;
 use crate::cli::signer;
 use crate::cli::signer::Wanted;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use regex::Regex;
 
-use crate::cli::error::Error;
+use crate::cli::failure::Error;
 use crate::cli::text;
 use crate::policy::Identity;
 use crate::trust::Certificate;
