@@ -490,7 +490,7 @@ fn a_model_signature_is_checked_against_the_files_of_the_kit() {
     let kit = |name: &str, weights: &[u8], signature: &[u8]| {
         let files = [file("m/run.py", code.clone()), file("m/weights.bin", weights), file("m/model.sig", signature)];
         let packed = Kit::named(name).with(Base::Model, "m", files).pack();
-        Layout::of(kitfs.path(name), &packed).reference("1")
+        Layout::of(kitfs.path(name), &packed).reference("v1")
     };
     let verify = |reference: &str, signature: &str| {
         let key = key.to_str().unwrap();
