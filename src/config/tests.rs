@@ -81,7 +81,9 @@ fn every_setting_has_its_variable_and_its_key() {
             // The files do not exist, and the complaint names where they were given: so it was read. What a
             // policy is made of is read with it, later.
             match setting.kind {
-                _ if matches!(setting.name, "policy" | "key" | "trusted-root") => assert!(result.is_ok(), "{}", setting.name),
+                _ if matches!(setting.name, "policy" | "key" | "trusted-root") => {
+                    assert!(result.is_ok(), "{}", setting.name)
+                }
                 Kind::One("FILE") | Kind::Many("FILE") => assert!(result.unwrap_err().contains(&origin)),
                 _ => assert!(result.is_ok(), "{}: {:?}", setting.name, result.unwrap_err()),
             }
