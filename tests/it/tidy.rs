@@ -28,7 +28,8 @@ fn only_in(word: &str, allowed: &[&str], why: &str) {
             continue;
         }
         for (number, line) in before_tests(&text).lines().enumerate().filter(|(_, line)| !is_comment(line)) {
-            if line.contains(word) {
+            let begins_here = |(at, _)| !line[..at].ends_with(|before: char| before.is_alphanumeric());
+            if line.match_indices(word).any(begins_here) {
                 wrong.push(format!("{name}:{}: {}", number + 1, line.trim()));
             }
         }
@@ -72,7 +73,8 @@ fn modules_are_named_for_what_they_hold() {
 fn trust_is_made_in_one_file() {
     only_in("Verified(", &["src/verify.rs"], "only a checked hash makes a `Verified`");
     only_in("Verified {", &["src/verify.rs"], "only a checked hash makes a `Verified`");
-    only_in("FromVerified for", &["src/verify.rs", "src/kit/", "src/resolve"], "what may be parsed from proved bytes");
+    let parsers = ["src/verify.rs", "src/kit/", "src/store/", "src/audit/head.rs"];
+    only_in("impl FromVerified", &parsers, "what may be parsed from proved bytes");
     only_in("ahead_of_proof", &["src/verify.rs", "src/layers"], "only layers are split before their digest is known");
 }
 
