@@ -354,7 +354,8 @@ fn a_mount_namespace_that_keeps_the_mount_is_named() {
     let mut keeper = command.stdout(Stdio::piped()).spawn().unwrap();
     keeper.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
     let unmounted = host.umount(Busy::Keep).unwrap();
-    assert_eq!(unmounted.used_by, [keeper.id()]);
+    // Others on this machine may have made a namespace of their own meanwhile.
+    assert!(unmounted.used_by.contains(&keeper.id()), "{unmounted:?}");
     keeper.kill().unwrap();
     keeper.wait().unwrap();
     eventually("all end", || host.processes().is_empty());
