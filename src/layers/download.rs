@@ -1,5 +1,6 @@
 //! Fetches a layer whole: several ranges at once, handed on in order.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,7 +15,11 @@ use crate::source::SourceError;
 use crate::verify::Unverified;
 
 /// How many ranges of a layer are under way at once.
-const LANES: usize = 8;
+const LANES: usize = 3;
+
+/// Buffers in one range. A registry may open and search its blob for each request: many small ones cost
+/// it more than the bytes.
+const SPAN: u32 = 8;
 
 /// A piece of a layer on its way, and the right to keep it in memory. Clones share both.
 #[derive(Clone, Debug)]
@@ -32,24 +37,30 @@ pub(super) fn pieces<'a>(
     blob: &'a Descriptor,
     room: &'a Arc<Semaphore>,
 ) -> impl Stream<Item = Result<Piece, SourceError>> + 'a {
-    let fetch = move |range| async move {
-        let place = place(room).await;
-        source.range(blob, range).await.map(|bytes| Piece { bytes, _room: place })
+    let fetch = move |range: Range<u64>| async move {
+        let place = place(room, range.end - range.start).await;
+        let pieces = source.range(blob, range).await?;
+        Ok(pieces.into_iter().map(move |bytes| Piece { bytes, _room: Arc::clone(&place) }).collect::<VecDeque<_>>())
     };
     let ranged = stream::iter(ranges(blob.size)).map(fetch).buffered(LANES);
-    stream::unfold(Pieces::Ranged { ranged: Box::pin(ranged), taken: 0 }, move |state| async move {
+    let begin = Pieces::Ranged { ranged: Box::pin(ranged), ready: VecDeque::new(), taken: 0 };
+    stream::unfold(begin, move |state| async move {
         match state {
-            Pieces::Ranged { mut ranged, taken } => match ranged.next().await? {
-                Err(SourceError::NoRanges { .. }) => {
-                    drop(ranged);
-                    streamed(source.stream(blob, taken), room).await
+            Pieces::Ranged { mut ranged, mut ready, taken } => {
+                if ready.is_empty() {
+                    ready = match ranged.next().await? {
+                        Ok(pieces) => pieces,
+                        Err(SourceError::NoRanges { .. }) => {
+                            drop(ranged);
+                            return streamed(source.stream(blob, taken), room).await;
+                        }
+                        Err(error) => return Some((Err(error), Pieces::Ended)),
+                    };
                 }
-                Ok(piece) => {
-                    let taken = taken + piece.bytes.len() as u64;
-                    Some((Ok(piece), Pieces::Ranged { ranged, taken }))
-                }
-                Err(error) => Some((Err(error), Pieces::Ended)),
-            },
+                let piece = ready.pop_front()?;
+                let taken = taken + piece.bytes.len() as u64;
+                Some((Ok(piece), Pieces::Ranged { ranged, ready, taken }))
+            }
             Pieces::Streamed(stream) => streamed(stream, room).await,
             Pieces::Ended => None,
         }
@@ -57,26 +68,29 @@ pub(super) fn pieces<'a>(
 }
 
 enum Pieces<R> {
-    Ranged { ranged: R, taken: u64 },
+    Ranged { ranged: R, ready: VecDeque<Piece>, taken: u64 },
     Streamed(ByteStream),
     Ended,
 }
 
 async fn streamed<R>(mut stream: ByteStream, room: &Arc<Semaphore>) -> Option<(Result<Piece, SourceError>, Pieces<R>)> {
-    let place = place(room).await;
+    let place = place(room, BUFFER as u64).await;
     let piece = stream.next().await?.map(|bytes| Piece { bytes, _room: place });
     let next = if piece.is_ok() { Pieces::Streamed(stream) } else { Pieces::Ended };
     Some((piece, next))
 }
 
-async fn place(room: &Arc<Semaphore>) -> Arc<OwnedSemaphorePermit> {
+/// Room for that many bytes, all of it at once: who had part of it and waited for the rest could wait for
+/// somebody who does the same.
+async fn place(room: &Arc<Semaphore>, bytes: u64) -> Arc<OwnedSemaphorePermit> {
+    let buffers = u32::try_from(bytes.div_ceil(BUFFER as u64)).unwrap_or(SPAN);
     // Nobody closes the semaphore: it lives as long as the workshop.
-    Arc::new(Arc::clone(room).acquire_owned().await.expect("the room is never closed"))
+    Arc::new(Arc::clone(room).acquire_many_owned(buffers).await.expect("the room is never closed"))
 }
 
-/// The ranges that cover `size` bytes, each at most one buffer long.
+/// The ranges that cover `size` bytes, each at most one span long.
 fn ranges(size: u64) -> impl Iterator<Item = Range<u64>> {
-    let step = BUFFER as u64;
+    let step = u64::from(SPAN) * BUFFER as u64;
     (0..size.div_ceil(step)).map(move |number| number * step..((number + 1) * step).min(size))
 }
 
@@ -86,7 +100,7 @@ mod tests {
 
     #[test]
     fn ranges_tile_the_blob() {
-        for size in [0, 1, BUFFER as u64, BUFFER as u64 + 1, 5 * BUFFER as u64 - 1] {
+        for size in [0, 1, SPAN as u64 * BUFFER as u64, SPAN as u64 * BUFFER as u64 + 1, 50 * BUFFER as u64 - 1] {
             let mut end = 0;
             for range in ranges(size) {
                 assert!(range.start == end && range.end > range.start);

@@ -43,11 +43,12 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
         let start = reader.position();
         let end = size.min(start + window);
         let asked = Instant::now();
-        let piece = source.range(&layer.descriptor, start..end).await.ok()?;
-        let mut bytes = &piece.ahead_of_proof()[..];
-        while let Some(event) = reader.next(&mut bytes).ok()? {
-            if let Event::Member(member) = event {
-                lister.add(member).ok()?;
+        for piece in source.range(&layer.descriptor, start..end).await.ok()? {
+            let mut bytes = &piece.ahead_of_proof()[..];
+            while let Some(event) = reader.next(&mut bytes).ok()? {
+                if let Event::Member(member) = event {
+                    lister.add(member).ok()?;
+                }
             }
         }
         spent += (end - start) as f64 + asked.elapsed().as_secs_f64() * BYTES_A_SECOND;

@@ -225,27 +225,34 @@ impl Source {
         }
     }
 
-    /// Part of a blob: exactly the bytes of `range`, which is at most one buffer long
-    /// ([`crate::buffers::BUFFER`]) and lies inside the blob's size.
+    /// Part of a blob: exactly the bytes of `range`, which lies inside the blob's size, in order and in
+    /// pieces of one buffer ([`crate::buffers::BUFFER`]), of which only the last may be shorter.
     ///
+    /// One request, so a range of some megabytes costs a registry little more than one of a few bytes. All
+    /// of it is in memory at once: whoever asks for much bounds that.
     /// [`SourceError::NoRanges`] where the source ignores ranges; then only [`Source::stream`] serves.
-    pub async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Unverified, SourceError> {
-        let len = range.end.checked_sub(range.start).filter(|len| *len <= BUFFER as u64);
-        let Some(len) = len.filter(|_| range.end <= blob.size) else {
+    pub async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Vec<Unverified>, SourceError> {
+        if range.end > blob.size || range.start > range.end {
             return Err(SourceError::Malformed {
                 what: format!("range {range:?} of blob {}", blob.digest),
-                why: format!("the blob has {} bytes, and {BUFFER} are served at a time", blob.size),
+                why: format!("the blob has {} bytes", blob.size),
             });
-        };
-        if len == 0 {
-            return Ok(Unverified::new(Vec::new()));
         }
-        match &self.kind {
-            Kind::Registry(registry) => registry.range(blob, range, &self.buffers).await,
-            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => {
-                self.exact(blob).await?.read(range, &self.buffers).await
-            }
+        if range.is_empty() {
+            return Ok(Vec::new());
         }
+        if let Kind::Registry(registry) = &self.kind {
+            return registry.range(blob, range, &self.buffers).await;
+        }
+        let extent = self.exact(blob).await?;
+        let mut pieces = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + BUFFER as u64);
+            pieces.push(extent.clone().read(at..end, &self.buffers).await?);
+            at = end;
+        }
+        Ok(pieces)
     }
 
     /// The blob from byte `from` to its end, in order.

@@ -16,9 +16,12 @@ pub(super) mod stream;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use reqwest::Method;
 use reqwest::header::HeaderName;
+use tokio::time::Instant;
 
+use crate::buffers::Buffer;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
 use crate::kit::descriptor::Descriptor;
@@ -148,25 +151,33 @@ impl Registry {
         }
     }
 
-    /// Part of a blob, straight into a buffer. What arrived before a connection broke is kept.
+    /// Part of a blob by one request, straight into as many buffers as it takes. What arrived before a
+    /// connection broke is kept, and each buffer has the time of a request of its own.
     pub(super) async fn range(
         &self,
         blob: &Descriptor,
         range: Range<u64>,
         buffers: &Buffers,
-    ) -> Result<Unverified, SourceError> {
+    ) -> Result<Vec<Unverified>, SourceError> {
         let mut request = self.blob_request(blob);
-        let mut buffer = buffers
-            .take()
-            .map_err(|error| SourceError::Local { what: "memory for a range".into(), source: Arc::new(error) })?;
-        buffer.truncate((range.end - range.start) as usize);
-        let mut filled = 0;
+        let mut filling = Filling { at: range.start, end: range.end, full: Vec::new(), open: None };
         loop {
-            let part = Part::Range { range: range.start + filled as u64..range.end, size: blob.size };
+            let part = Part::Range { range: filling.at..filling.end, size: blob.size };
             let failure = match request.send(Method::GET, part).await {
-                Ok(response) => match request.fill(response, &mut buffer, &mut filled).await {
-                    Ok(()) => return Ok(Unverified::new(buffer.freeze())),
-                    Err(failure) => failure,
+                Ok(mut response) => loop {
+                    match request.chunk(&mut response).await {
+                        Ok(Some(chunk)) if chunk.len() as u64 > filling.end - filling.at => break Failure::NoRanges,
+                        Ok(Some(chunk)) => {
+                            if filling.take(chunk, buffers)? > 0 {
+                                request.set_deadline(Instant::now() + request.time());
+                            }
+                        }
+                        Ok(None) => break Failure::Short { got: filling.at - range.start },
+                        Err(failure) => break failure,
+                    }
+                    if filling.at == filling.end {
+                        return Ok(filling.full);
+                    }
                 },
                 Err(failure) => failure,
             };
@@ -185,5 +196,45 @@ impl Registry {
 
     fn name(&self) -> String {
         format!("{}/{}", self.0.reference.host, self.0.reference.repository)
+    }
+}
+
+/// A range of a blob on its way into buffers.
+struct Filling {
+    /// The next byte of the blob.
+    at: u64,
+    /// Where the range ends.
+    end: u64,
+    full: Vec<Unverified>,
+    /// The buffer that is being filled, and how far it is.
+    open: Option<(Buffer, usize)>,
+}
+
+impl Filling {
+    /// Takes what arrived, and says how many buffers that filled.
+    fn take(&mut self, mut chunk: Bytes, buffers: &Buffers) -> Result<usize, SourceError> {
+        let before = self.full.len();
+        while self.at < self.end && !chunk.is_empty() {
+            let (mut buffer, filled) = match self.open.take() {
+                Some(open) => open,
+                None => {
+                    let mut buffer = buffers.take().map_err(|error| SourceError::Local {
+                        what: "memory for a range".into(),
+                        source: Arc::new(error),
+                    })?;
+                    buffer.truncate(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
+                    (buffer, 0)
+                }
+            };
+            let len = chunk.len().min(buffer.len() - filled);
+            buffer[filled..filled + len].copy_from_slice(&chunk.split_to(len));
+            self.at += len as u64;
+            if filled + len == buffer.len() {
+                self.full.push(Unverified::new(buffer.freeze()));
+            } else {
+                self.open = Some((buffer, filled + len));
+            }
+        }
+        Ok(self.full.len() - before)
     }
 }

@@ -225,25 +225,6 @@ impl Request {
         }
     }
 
-    /// Reads a body into `memory` from `filled` on, until it is full. `filled` says how far it came.
-    pub(super) async fn fill(
-        &self,
-        mut response: Response,
-        memory: &mut [u8],
-        filled: &mut usize,
-    ) -> Result<(), Failure> {
-        while *filled < memory.len() {
-            let Some(chunk) = self.chunk(&mut response).await? else {
-                return Err(Failure::Short { got: *filled as u64 });
-            };
-            let end = *filled + chunk.len();
-            let Some(place) = memory.get_mut(*filled..end) else { return Err(Failure::NoRanges) };
-            place.copy_from_slice(&chunk);
-            *filled = end;
-        }
-        Ok(())
-    }
-
     /// The next piece of a body, within the time between two pieces and that of the whole request.
     pub(super) async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Failure> {
         let idle = self.repository.http.timeouts().idle;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use kitfs::buffers::BUFFER;
 use kitfs::buffers::Buffers;
 use kitfs::digest::Digest;
 use kitfs::kit::descriptor::Descriptor;
@@ -50,9 +51,32 @@ fn descriptor(bytes: &[u8]) -> Descriptor {
 
 /// Fails unless these are exactly those bytes.
 #[track_caller]
-fn check(bytes: Unverified, expected: &[u8]) {
-    assert_eq!(bytes.len(), expected.len());
-    bytes.verify(&Digest::of(expected)).expect("the right bytes");
+fn check(bytes: impl Into<Answer>, expected: &[u8]) {
+    let Answer(pieces) = bytes.into();
+    assert_eq!(pieces.iter().map(Unverified::len).sum::<usize>(), expected.len());
+    let mut rest = expected;
+    for (number, piece) in pieces.iter().enumerate() {
+        let is_last = number + 1 == pieces.len();
+        assert!(is_last || expected.len() <= BUFFER || piece.len() == BUFFER, "a piece of {} bytes", piece.len());
+        let (here, behind) = rest.split_at(piece.len());
+        piece.clone().verify(&Digest::of(here)).expect("the right bytes");
+        rest = behind;
+    }
+}
+
+/// What a source answers: one piece, or several in order.
+struct Answer(Vec<Unverified>);
+
+impl From<Unverified> for Answer {
+    fn from(bytes: Unverified) -> Self {
+        Self(vec![bytes])
+    }
+}
+
+impl From<Vec<Unverified>> for Answer {
+    fn from(pieces: Vec<Unverified>) -> Self {
+        Self(pieces)
+    }
 }
 
 /// Reads a stream to its end, which must be that of `expected`.
@@ -61,7 +85,7 @@ async fn drain(source: &Source, blob: &Descriptor, from: usize, expected: &[u8])
     let mut at = from;
     while let Some(piece) = stream.next().await {
         let piece = piece?;
-        assert!(!piece.is_empty() && piece.len() <= kitfs::buffers::BUFFER, "a piece of {} bytes", piece.len());
+        assert!(!piece.is_empty() && piece.len() <= BUFFER, "a piece of {} bytes", piece.len());
         let end = at + piece.len();
         check(piece, &expected[at..end]);
         at = end;
