@@ -7,7 +7,6 @@
 //! The table holds names and numbers. What a file's bytes are is up to its layer.
 
 mod build;
-mod encoding;
 
 use std::ops::Range;
 
@@ -17,8 +16,6 @@ use crate::digest::Digest;
 use crate::kit::listing::Listing;
 use crate::kit::name::EntryName;
 use crate::kit::name::KitPath;
-
-pub use encoding::TreeDecodeError;
 
 /// The version of the order. Another one makes another digest, and then no worker takes over a
 /// mount whose numbers it would give to other files.
