@@ -25,7 +25,7 @@ pub async fn follow<T>(label: &'static str, layers: &[Arc<Layer>], work: impl Fu
     if !io::stderr().is_terminal() {
         return work.await;
     }
-    let coming: Vec<_> = layers.iter().filter(|layer| layer.index().is_none()).collect();
+    let coming: Vec<_> = layers.iter().filter(|layer| layer.proved().is_none()).collect();
     let total = coming.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
     let mut work = pin!(work);
     let mut steps = tokio::time::interval_at(Instant::now() + PATIENCE, STEP);

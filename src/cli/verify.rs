@@ -229,7 +229,7 @@ fn tell(workshop: &Workshop, link: &Link, descriptor: &Descriptor, outcome: &Res
 
 /// Proves a layer into the store, and what the store had of it before.
 async fn keep(layer: &Arc<Layer>, workshop: &Arc<Workshop>) -> Result<(), Arc<LayerError>> {
-    let Some(index) = layer.index() else { return layer.prove().await.map(drop) };
+    let Some(index) = layer.proved() else { return layer.prove().await.map(drop) };
     let (store, buffers) = (Arc::clone(&workshop.store), workshop.buffers.clone());
     let proving = tokio::task::spawn_blocking(move || {
         let mut entries = 0..index.entries().len() as u32;
@@ -247,9 +247,14 @@ async fn keep(layer: &Arc<Layer>, workshop: &Arc<Workshop>) -> Result<(), Arc<La
 fn status(outcome: &Outcome) -> LayerStatus {
     match outcome.as_ref().map_err(|error| &**error) {
         // Every byte was seen and the digest was right; what is wrong is what the bytes say.
-        Ok(()) | Err(LayerError::Malformed { .. } | LayerError::OtherStory { .. } | LayerError::Store { .. }) => {
-            LayerStatus::Verified
-        }
+        Ok(())
+        | Err(
+            LayerError::Malformed { .. }
+            | LayerError::OtherStory { .. }
+            | LayerError::OtherIndex { .. }
+            | LayerError::FalseIndex { .. }
+            | LayerError::Store { .. },
+        ) => LayerStatus::Verified,
         Err(LayerError::Mismatch { .. } | LayerError::Source { source: SourceError::WrongSize { .. }, .. }) => {
             LayerStatus::Mismatch
         }

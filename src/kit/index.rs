@@ -114,6 +114,12 @@ impl Index {
         self.content_size
     }
 
+    /// Whether another index of the same layer says the same of its files. The uncompressed layer may be
+    /// named by digests of two algorithms.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.content_size == other.content_size && self.entries == other.entries
+    }
+
     /// The entries, in the layer's order.
     pub fn entries(&self) -> &[IndexEntry] {
         &self.entries

@@ -14,6 +14,7 @@ pub mod media;
 pub mod json;
 pub mod tree;
 pub mod index;
+pub mod seek;
 pub mod listing;
 pub mod tar;
 pub mod name;

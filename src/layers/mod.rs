@@ -6,10 +6,13 @@
 //! digest matched, files and index are committed, and everybody who waited goes on. Who asks for one
 //! layer at the same time waits for the same pass, in this process and across processes.
 
+mod admission;
 mod download;
+mod failure;
 mod lister;
 mod splitter;
 
+pub use failure::LayerError;
 pub use splitter::SplitError;
 
 use std::path::Path;
@@ -26,7 +29,6 @@ use crate::audit::Event;
 use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
-use crate::fault::Fault;
 use crate::kit::contents::KitLayer;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::index::Index;
@@ -36,11 +38,10 @@ use crate::kit::listing::EntryKind;
 use crate::kit::listing::Listing;
 use crate::kit::media::Compression;
 use crate::kit::media::Format;
+use crate::layers::admission::Admission;
 use crate::layers::download::Piece;
 use crate::layers::splitter::Target;
 use crate::ledger::Ledger;
-use crate::ledger::Trouble;
-use crate::ledger::TroubleKind;
 use crate::source::Source;
 use crate::source::SourceError;
 use crate::store;
@@ -51,13 +52,6 @@ use crate::verify::DigestMismatch;
 use crate::verify::LayerCheck;
 use crate::verify::LayerProof;
 use crate::verify::Verified;
-
-/// A layer that could not be had is tried again when it is asked for, but not sooner than this: many
-/// readers that fail together are one attempt.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-
-/// The same for a layer that did not match: the whole of it would be fetched again.
-const MISMATCH_PAUSE: Duration = Duration::from_secs(10);
 
 /// A source that delivers less than this many bytes in each second of the read timeout counts as one
 /// that does not answer.
@@ -139,6 +133,7 @@ pub struct Layer {
     workshop: Arc<Workshop>,
     /// The listing that a mount's tree was made of. Whatever is proved later has to agree with it.
     listed: OnceLock<Listing>,
+    admission: Admission,
     received: AtomicU64,
     phase: watch::Sender<Phase>,
     pin: OnceLock<Lock>,
@@ -170,6 +165,7 @@ impl Layer {
             source,
             workshop,
             listed: OnceLock::new(),
+            admission: Admission::default(),
             received: AtomicU64::new(0),
             phase,
             pin: OnceLock::new(),
@@ -188,8 +184,13 @@ impl Layer {
         }
     }
 
-    /// The layer's index, if it is proved.
+    /// What is known of the layer, file by file: by its own proof, else by an index that was admitted.
     pub fn index(&self) -> Option<Arc<Verified<Index>>> {
+        self.proved().or_else(|| self.admission.index())
+    }
+
+    /// The layer's index, if the layer was proved whole.
+    pub fn proved(&self) -> Option<Arc<Verified<Index>>> {
         match &*self.phase.borrow() {
             Phase::Proved(index) => Some(Arc::clone(index)),
             _ => None,
@@ -475,8 +476,9 @@ impl Layer {
         LayerError::Source { layer, source: error }
     }
 
-    /// Holds the proved layer against the listing that was given out before.
+    /// Holds the proved layer against what was said of it before: by an admitted index, by a listing.
     fn agree(&self, index: Verified<Index>) -> Result<Verified<Index>, LayerError> {
+        self.admission.agree(&index)?;
         let Some(listed) = self.listed.get() else { return Ok(index) };
         if self.shown(&index)?.shows_the_same(listed) {
             Ok(index)
@@ -491,105 +493,4 @@ impl Layer {
 fn kept_index(store: &Store, spec: &KitLayer) -> Option<Verified<Index>> {
     let index = store.index(&spec.descriptor.digest, spec.reading())?;
     spec.diff_id.is_none_or(|content| *index.content() == content).then_some(index)
-}
-
-/// Why a layer could not be listed or proved.
-#[derive(Debug, thiserror::Error)]
-pub enum LayerError {
-    /// The source did not give it.
-    #[error("cannot fetch layer {layer}")]
-    Source {
-        /// The layer.
-        layer: Digest,
-        /// Why.
-        source: SourceError,
-    },
-    /// The source delivers too little.
-    #[error("cannot fetch layer {layer}: {from} has delivered next to nothing for {waited:?}")]
-    Silent {
-        /// The layer.
-        layer: Digest,
-        /// The name of its source.
-        from: String,
-        /// For how long.
-        waited: Duration,
-    },
-    /// Its bytes are not what its digest says.
-    #[error("layer {layer} from {from}")]
-    Mismatch {
-        /// The layer.
-        layer: Digest,
-        /// The name of its source.
-        from: String,
-        /// Both digests.
-        source: DigestMismatch,
-    },
-    /// Its digest is right, and it is malformed.
-    #[error("layer {layer} cannot be mounted")]
-    Malformed {
-        /// The layer.
-        layer: Digest,
-        /// Why.
-        source: SplitError,
-    },
-    /// Proved, it tells another story than its headers told when they were read ahead.
-    #[error("layer {layer} does not hold the files that its source listed before it was verified: mount it again")]
-    OtherStory {
-        /// The layer.
-        layer: Digest,
-    },
-    /// The store cannot keep it.
-    #[error("cannot keep layer {layer}")]
-    Store {
-        /// The layer.
-        layer: Digest,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// This process is ending.
-    #[error("layer {layer} was given up")]
-    Stopped {
-        /// The layer.
-        layer: Digest,
-    },
-}
-
-impl LayerError {
-    /// How long this answer stands for everybody who asks.
-    fn pause(&self) -> Duration {
-        match self {
-            Self::Mismatch { .. } | Self::Malformed { .. } | Self::OtherStory { .. } => MISMATCH_PAUSE,
-            Self::Source { .. } | Self::Silent { .. } | Self::Store { .. } | Self::Stopped { .. } => RETRY_PAUSE,
-        }
-    }
-
-    /// What kind of failure this is.
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::Source { source, .. } => source.fault(),
-            Self::Silent { .. } => Fault::Unreachable,
-            Self::Mismatch { .. } => Fault::Mismatch,
-            Self::Malformed { .. } | Self::OtherStory { .. } | Self::Store { .. } | Self::Stopped { .. } => {
-                Fault::Other
-            }
-        }
-    }
-
-    fn trouble(&self, layer: &Layer) -> Trouble {
-        let kind = match (self, self.fault()) {
-            (Self::Store { .. }, _) => TroubleKind::Store,
-            (_, Fault::Mismatch) => TroubleKind::Mismatch,
-            (_, Fault::Denied) => TroubleKind::Denied,
-            (_, Fault::Unreachable) => TroubleKind::Unreachable,
-            _ => TroubleKind::Other,
-        };
-        let mut trouble = Trouble::new(kind, self);
-        if let Self::Mismatch { source, .. } = self {
-            trouble.expected = Some(source.expected.to_string());
-            trouble.actual = Some(source.actual.to_string());
-        }
-        trouble.layer = Some(layer.digest().to_string());
-        trouble.source = Some(layer.source.name());
-        trouble
-    }
 }
