@@ -6,8 +6,7 @@
 //! of a hot path costs nothing there, and events that come together share one sync.
 //!
 //! `docs/audit.md` is the format. In reading order: `event` and `line` (what is written), `files`, `head`
-//! and `chain` (how), `copies` and `daemon` (who else gets it), `verification` and `signature` (how it is
-//! checked).
+//! and `chain` (how), `copies` and `daemon` (who else gets it), `verification` (how it is checked).
 
 mod chain;
 mod copies;
@@ -16,7 +15,6 @@ mod event;
 mod files;
 mod head;
 mod line;
-mod signature;
 mod verification;
 
 use std::num::NonZeroUsize;
@@ -43,9 +41,6 @@ pub use event::Event;
 pub use event::Kit;
 pub use event::NAMES;
 pub use line::Line;
-pub use signature::HeadSigner;
-pub use signature::SignedHead;
-pub use signature::SigningError;
 pub use verification::Anchor;
 pub use verification::Verification;
 pub use verification::lines;

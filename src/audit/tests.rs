@@ -451,20 +451,3 @@ fn a_hostile_log_is_read_without_harm() {
         fs::remove_file(log.folder.path().join("audit.head")).unwrap();
     }
 }
-
-#[test]
-fn the_head_is_signed_with_the_keys_that_openssl_makes() {
-    let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("key.pem");
-    fs::write(&path, key).unwrap();
-    let log = Log::new();
-    log.write(0..1);
-    let verified = log.verify();
-    let signed = HeadSigner::read(&path).unwrap().sign(&verified).unwrap();
-    assert!(signed.payload.contains(&verified.head.unwrap().to_string()), "{}", signed.payload);
-    // RFC 8410, 10.1: the public key of that private key.
-    assert!(signed.public_key.contains("MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="));
-    fs::write(&path, "-----BEGIN ENCRYPTED PRIVATE KEY-----").unwrap();
-    assert!(matches!(HeadSigner::read(&path), Err(SigningError::NoKey { .. })));
-}

@@ -43,6 +43,20 @@ pub struct Verification {
     pub notes: Vec<String>,
 }
 
+impl Verification {
+    /// What is signed of it: a JSON object with `type`, `head`, `sequence`, `lines` and `time`.
+    pub fn statement(&self) -> String {
+        let statement = serde_json::json!({
+            "type": "kitfs audit head 1",
+            "head": self.head,
+            "sequence": self.sequence,
+            "lines": self.lines,
+            "time": format!("{:.6}", jiff::Timestamp::now()),
+        });
+        statement.to_string()
+    }
+}
+
 /// Checks every line of a log, in all of its files, and its end, of which the state directory knows.
 pub fn verify(path: &Path, state: &Path, key: LocalKey, anchor: &Anchor) -> io::Result<Verification> {
     let is_default = path == super::default_file(state);

@@ -196,7 +196,7 @@ pub enum AuditTask {
         /// The head of the files that were archived and are not here any more: the log must begin behind it
         #[arg(long, value_name = "sha256:HEX", env = "KITFS_START")]
         start: Option<String>,
-        /// Sign the head with this private key (PEM, PKCS#8: ECDSA P-256 or P-384, Ed25519)
+        /// Sign the head with this private key: PEM, PKCS#8, or cosign's with COSIGN_PASSWORD
         #[arg(long, value_name = "FILE", env = "KITFS_SIGN_KEY")]
         sign_key: Option<PathBuf>,
     },

@@ -3,22 +3,28 @@
 use std::io;
 use std::io::Write;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 
 use crate::audit;
 use crate::audit::Anchor;
-use crate::audit::HeadSigner;
 use crate::audit::Line;
+use crate::audit::Verification;
 use crate::cli::arguments::AuditTask;
 use crate::cli::arguments::Filters;
 use crate::cli::documents::AuditVerification;
+use crate::cli::documents::SignedHead;
 use crate::cli::failure::Error;
 use crate::cli::print;
+use crate::cli::signer;
 use crate::cli::text;
 use crate::config::Config;
 use crate::config::Output;
 use crate::digest::Digest;
 use crate::store;
+use crate::trust::SigningError;
+use crate::trust::SigningKey;
 
 /// Does it.
 pub fn run(config: &Config, task: AuditTask) -> Result<(), Error> {
@@ -29,19 +35,19 @@ pub fn run(config: &Config, task: AuditTask) -> Result<(), Error> {
                 head: head.map(|head| hash("--head", &head)).transpose()?,
                 start: start.map(|start| hash("--start", &start)).transpose()?,
             };
-            let signer = sign_key.map(|path| HeadSigner::read(&path)).transpose()?;
+            let signer = sign_key.map(|path| signer::signing_key(&path)).transpose()?;
             verify(config, &anchor, signer.as_ref())
         }
     }
 }
 
-fn verify(config: &Config, anchor: &Anchor, signer: Option<&HeadSigner>) -> Result<(), Error> {
+fn verify(config: &Config, anchor: &Anchor, signer: Option<&SigningKey>) -> Result<(), Error> {
     let (path, state) = (&config.audit.file, &config.folders.state);
     let key = store::local_key(&state.join("key"))?;
     let unreadable = |source| Error::AuditUnreadable { path: path.clone(), source };
     let verified = audit::verify(path, state, key, anchor).map_err(unreadable)?;
     let signer = signer.filter(|_| verified.error.is_none());
-    let signed_head = signer.map(|signer| signer.sign(&verified)).transpose()?;
+    let signed_head = signer.map(|signer| sign(signer, &verified)).transpose()?;
     let document = AuditVerification {
         ok: verified.error.is_none(),
         lines: verified.lines,
@@ -73,6 +79,12 @@ fn verify(config: &Config, anchor: &Anchor, signer: Option<&HeadSigner>) -> Resu
         Some(why) => Err(Error::AuditBroken { path: path.clone(), why }),
         None => Ok(()),
     }
+}
+
+fn sign(key: &SigningKey, verified: &Verification) -> Result<SignedHead, SigningError> {
+    let payload = verified.statement();
+    let signature = STANDARD.encode(key.sign(payload.as_bytes())?);
+    Ok(SignedHead { payload, signature, public_key: key.public().to_pem() })
 }
 
 fn hash(option: &str, given: &str) -> Result<Digest, Error> {

@@ -8,7 +8,6 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::audit::SignedHead;
 use crate::digest::Digest;
 use crate::mounts::Status;
 use crate::policy::Condition;
@@ -404,6 +403,17 @@ pub struct AuditVerification {
     pub notes: Vec<String>,
     /// The head, signed, if that was asked for.
     pub signed_head: Option<SignedHead>,
+}
+
+/// The end of an audit log, signed, to be kept where nobody who can write the log can write too.
+#[derive(Debug, Serialize)]
+pub struct SignedHead {
+    /// The text that was signed, byte for byte.
+    pub payload: String,
+    /// The signature in base64.
+    pub signature: String,
+    /// The public key in PEM, to find out which one it is; nobody should trust it for standing here.
+    pub public_key: String,
 }
 
 /// What `doctor` prints.

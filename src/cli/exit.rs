@@ -2,7 +2,6 @@
 
 use std::io;
 
-use crate::audit::SigningError;
 use crate::cli::failure::Error;
 use crate::fault::Fault;
 
@@ -82,10 +81,7 @@ impl From<&Error> for Exit {
             | Error::Path { .. } => Self::Usage,
             Error::NoSuchPath { .. } => Self::NotFound,
             Error::Damaged { .. } | Error::Manifest { .. } | Error::AuditBroken { .. } => Self::Mismatch,
-            // A key that cannot be read or used is one that was named wrongly.
-            Error::Signing(SigningError::Unreadable { .. } | SigningError::NoKey { .. }) => Self::Usage,
             Error::Store(_)
-            | Error::Signing(SigningError::Failed)
             | Error::AuditUnreadable { .. }
             | Error::Look(_)
             | Error::IsDirectory { .. }
@@ -100,6 +96,7 @@ impl From<&Error> for Exit {
             Error::Bundle { .. } => Self::Refused,
             Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::NotFound,
             Error::File { .. } => Self::Failure,
+            Error::Signing(error) => error.fault().into(),
             Error::Model(error) => error.fault().into(),
             Error::Root(error) => error.fault().into(),
             Error::RootUpdate(error) => error.fault().into(),

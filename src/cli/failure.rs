@@ -6,7 +6,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::audit::SigningError;
 use crate::config::ConfigError;
 use crate::fs::FsError;
 use crate::fs::ReadError;
@@ -22,6 +21,7 @@ use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::trust::InvalidRoot;
 use crate::trust::ModelError;
+use crate::trust::SigningError;
 use crate::trust::UpdateError;
 use crate::verify::DigestMismatch;
 
@@ -103,7 +103,7 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The head of the audit log cannot be signed.
+    /// Something cannot be signed.
     #[error(transparent)]
     Signing(#[from] SigningError),
     /// The reference did not become a kit.

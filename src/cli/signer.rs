@@ -1,5 +1,6 @@
 //! Who must have signed, as the options of a command say it, for what is no kit: bundles and model signatures.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::io::Read;
@@ -14,6 +15,7 @@ use crate::policy::Identity;
 use crate::trust::Certificate;
 use crate::trust::PublicKey;
 use crate::trust::Signer;
+use crate::trust::SigningKey;
 
 /// Whose signature is asked for.
 pub struct Wanted {
@@ -77,6 +79,12 @@ impl Text {
             Self::Matching(expression) => expression.is_match(text),
         }
     }
+}
+
+/// The key of `--sign-key`: PEM PKCS#8, or cosign's with its password in `COSIGN_PASSWORD`.
+pub fn signing_key(path: &Path) -> Result<SigningKey, Error> {
+    let password = std::env::var_os("COSIGN_PASSWORD");
+    Ok(SigningKey::read(path, password.as_deref().map(OsStr::as_encoded_bytes))?)
 }
 
 /// A small file whole.

@@ -119,6 +119,11 @@ impl PublicKey {
         format!("key:{}", Digest::of(&self.spki))
     }
 
+    /// PEM, as [`PublicKey::from_pem`] reads it.
+    pub fn to_pem(&self) -> String {
+        DerPublicKey::from_bytes(&self.spki).to_pem()
+    }
+
     /// SubjectPublicKeyInfo, DER.
     pub fn spki(&self) -> &[u8] {
         &self.spki

@@ -19,6 +19,7 @@ mod message;
 mod model;
 mod proof;
 mod root;
+mod signing;
 mod statement;
 
 pub use crate::trust::certificate::Certificate;
@@ -51,6 +52,9 @@ pub use crate::trust::root::InvalidRoot;
 pub use crate::trust::root::Origin;
 pub use crate::trust::root::TrustedRoot;
 pub use crate::trust::root::UpdateError;
+pub use crate::trust::signing::BUNDLE_MEDIA_TYPE;
+pub use crate::trust::signing::SigningError;
+pub use crate::trust::signing::SigningKey;
 pub use crate::trust::statement::SIGNATURE_PREDICATE;
 pub use crate::trust::statement::Statement;
 
