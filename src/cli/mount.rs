@@ -100,6 +100,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
             file: config.policy.file.as_deref().map(absolute).transpose()?,
             keys: config.policy.keys.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             identity: config.policy.identity.clone(),
+            index_keys: config.policy.index_keys.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             trusted_root: config.policy.trusted_root.as_deref().map(absolute).transpose()?,
             installed_root: config.policy.installed_root.as_deref().map(absolute).transpose()?,
         },

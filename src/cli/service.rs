@@ -187,6 +187,7 @@ async fn open(
         file: settings.file.as_ref().map(owned),
         keys: settings.keys.iter().map(owned).collect(),
         identity: settings.identity.clone(),
+        index_keys: settings.index_keys.iter().map(owned).collect(),
         trusted_root: settings.trusted_root.as_ref().map(owned),
         installed_root: settings.installed_root.as_ref().map(owned),
     })?;

@@ -288,6 +288,7 @@ fn policy(settings: &Settings, folders: &Folders, environment: &Environment) -> 
         file: path(settings, "policy")?,
         keys: paths(settings, "key")?,
         identity,
+        index_keys: paths(settings, "index-key")?,
         trusted_root: path(settings, "trusted-root")?,
         installed_root: Some(folders.installed_root()),
     })

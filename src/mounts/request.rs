@@ -95,6 +95,8 @@ pub struct PolicySettings {
     pub keys: Vec<AbsolutePath>,
     /// `--certificate-…`.
     pub identity: Identity,
+    /// `--index-key`.
+    pub index_keys: Vec<AbsolutePath>,
     /// `--trusted-root`.
     pub trusted_root: Option<AbsolutePath>,
     /// The root that an update has put in place of the embedded one.

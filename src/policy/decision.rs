@@ -219,11 +219,9 @@ pub struct IndexAdmitted {
 }
 
 impl IndexAdmitted {
-    /// Admits an index if each policy that has something to say names a signer of it. Without any nobody
-    /// vouches for the index.
-    pub(in crate::policy) fn by(accepted: Vec<Vec<String>>) -> Option<Self> {
-        let is_admitted = !accepted.is_empty() && accepted.iter().all(|signers| !signers.is_empty());
-        is_admitted.then(|| Self { signers: accepted.into_iter().flatten().collect() })
+    /// Every policy that has something to say was satisfied, by these.
+    pub(in crate::policy) fn by(signers: Vec<String>) -> Self {
+        Self { signers }
     }
 
     /// Who signed it, of those whom the policies accept.

@@ -76,8 +76,7 @@ struct RuleTable {
     #[serde(default)]
     references: References,
     parents: Option<Vec<String>>,
-    #[serde(default)]
-    indexes: Vec<SignerTable>,
+    indexes: Option<Vec<SignerTable>>,
     #[serde(default)]
     audit: AuditDemand,
     #[serde(default)]
@@ -210,7 +209,7 @@ impl Reader<'_> {
         let signatures = signatures.collect::<Result<_, _>>()?;
         let attestations = table.attestation.into_iter().map(|table| self.attestation(table, &place));
         let attestations = attestations.collect::<Result<_, _>>()?;
-        let indexes = self.signers(table.indexes, &format!("indexes of {place}"))?;
+        let indexes = table.indexes.map(|tables| self.signers(tables, &format!("indexes of {place}"))).transpose()?;
         let rego = table.rego.into_iter().map(|table| self.rego(table, &place)).collect::<Result<_, _>>()?;
         Ok(Rule {
             pattern: matched,

@@ -9,6 +9,7 @@ mod claim;
 mod decision;
 mod evidence;
 mod file;
+mod indexes;
 mod input;
 mod opa;
 mod pattern;
@@ -30,6 +31,7 @@ pub use decision::Shown;
 pub use decision::SignerKind;
 pub use decision::Verdict;
 pub use file::PolicyError;
+pub use indexes::IndexRefused;
 pub use request::Named;
 pub use request::Request;
 pub use request::names;
@@ -41,7 +43,6 @@ pub use trial::Expectation;
 pub use trial::Found;
 pub use trial::Trial;
 
-use crate::digest::Digest;
 use crate::policy::decision::Opinion;
 use crate::policy::evidence::Evidence;
 use crate::policy::file::Otherwise;
@@ -70,6 +71,8 @@ pub struct Options {
     pub keys: Vec<PathBuf>,
     /// `--certificate-…`: whose signature is asked for.
     pub identity: Identity,
+    /// `--index-key`: any of them may sign an index. They ask nothing of the kit.
+    pub index_keys: Vec<PathBuf>,
     /// `--trusted-root`. It counts for what was given with it, not for the policies of host and user: who
     /// may choose the root could choose who signs.
     pub trusted_root: Option<PathBuf>,
@@ -94,6 +97,8 @@ pub struct Identity {
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
     policies: Vec<Loaded>,
+    /// `--index-key` where nothing else on the command line is a policy. Only indexes are its business.
+    index_keys: Option<Loaded>,
     /// The root of `--trusted-root`.
     root: Option<TrustedRoot>,
     /// Where an update has put the root that counts where none is named.
@@ -127,10 +132,13 @@ impl Policies {
         if let Some(path) = &options.file {
             policies.push(Loaded { policy: Policy::read(path)?, root: root.clone() });
         }
+        let mut index_keys = None;
         if let Some(policy) = of_flags(options)? {
-            policies.push(Loaded { policy, root: root.clone() });
+            let asks_of_kits = policy.rules.iter().any(Rule::needs_evidence);
+            let loaded = Loaded { policy, root: root.clone() };
+            if asks_of_kits { policies.push(loaded) } else { index_keys = Some(loaded) }
         }
-        Ok(Self { policies, root, installed_root: options.installed_root.clone() })
+        Ok(Self { policies, index_keys, root, installed_root: options.installed_root.clone() })
     }
 
     /// The policy in one file.
@@ -189,27 +197,12 @@ impl Policies {
         })
     }
 
-    /// Decides about an index that the manifest of a kit does not name: it counts where every policy that
-    /// applies to the kit says who may sign one, and one of them did. `material` is what lies beside `index`.
-    pub fn admit_index(
-        &self,
-        names: &[String],
-        index: &Digest,
-        material: &Material,
-        limits: &Limits,
-    ) -> Option<IndexAdmitted> {
-        let accepted = self.policies.iter().map(|Loaded { policy, root }| {
-            let rule = policy.rule_for(names)?;
-            let root = match rule.trusted_root.as_ref().or(root.as_ref()) {
-                Some(root) => root.clone(),
-                None => self.standing_root().ok()?,
-            };
-            let evidence = Evidence::examine(material, index, &rule.keys, &root, limits);
-            let wanted = |signer: &&Signer| rule.indexes.iter().any(|wanted| wanted.accepts(signer));
-            let signers = evidence.signatures.iter().map(|seal| &seal.signer).filter(wanted);
-            Some(signers.map(Signer::to_string).collect())
-        });
-        IndexAdmitted::by(accepted.collect::<Option<_>>()?)
+    /// The root that counts for a rule of a policy.
+    fn root_for(&self, rule: &Rule, policy: &Loaded) -> Result<TrustedRoot, InvalidRoot> {
+        match rule.trusted_root.as_ref().or(policy.root.as_ref()) {
+            Some(root) => Ok(root.clone()),
+            None => self.standing_root(),
+        }
     }
 
     /// The root that counts where none is named.
@@ -292,14 +285,21 @@ fn of_flags(options: &Options) -> Result<Option<Policy>, PolicyError> {
         demands: Demands::default(),
         annotations: std::collections::BTreeMap::new(),
     };
-    let mut wanted = Vec::new();
-    for path in &options.keys {
-        let key = file::read_key(path)?;
-        wanted.push(Wanted::Key { name: path.display().to_string(), fingerprint: key.fingerprint() });
-        rule.keys.push(key);
-    }
+    let mut read = |paths: &[PathBuf]| -> Result<Vec<Wanted>, PolicyError> {
+        let mut wanted = Vec::new();
+        for path in paths {
+            let key = file::read_key(path)?;
+            wanted.push(Wanted::Key { name: path.display().to_string(), fingerprint: key.fingerprint() });
+            rule.keys.push(key);
+        }
+        Ok(wanted)
+    };
+    let (wanted, of_indexes) = (read(&options.keys)?, read(&options.index_keys)?);
     if !wanted.is_empty() {
         rule.signatures.push(block(wanted));
+    }
+    if !of_indexes.is_empty() {
+        rule.indexes = Some(of_indexes);
     }
     if options.identity != Identity::default() {
         let Identity { identity, identity_regexp, issuer, issuer_regexp } = options.identity.clone();
@@ -312,7 +312,7 @@ fn of_flags(options: &Options) -> Result<Option<Policy>, PolicyError> {
             extensions: std::collections::BTreeMap::new(),
         }]));
     }
-    if rule.signatures.is_empty() {
+    if rule.signatures.is_empty() && rule.indexes.is_none() {
         return Ok(None);
     }
     Ok(Some(Policy { name: "the command line".into(), default: Otherwise::Deny, rules: vec![rule] }))

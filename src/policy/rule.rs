@@ -40,8 +40,8 @@ pub struct Rule {
     pub references: References,
     /// The kits that it may build on; `None` is any.
     pub parents: Option<Vec<Pattern>>,
-    /// Who may sign an index of the kit that its manifest does not name.
-    pub indexes: Vec<Wanted>,
+    /// Who may sign an index of the kit that its manifest does not name; `None` are those who must sign the kit.
+    pub indexes: Option<Vec<Wanted>>,
     /// What happens where the audit log cannot be written.
     pub audit: AuditDemand,
     /// Who must have signed; each block must hold.
@@ -165,7 +165,7 @@ impl Rule {
             keys: Vec::new(),
             references: References::Tag,
             parents: None,
-            indexes: Vec::new(),
+            indexes: None,
             audit: AuditDemand::BestEffort,
             signatures: Vec::new(),
             attestations: Vec::new(),
@@ -201,6 +201,33 @@ impl Rule {
             conditions.extend(self.rego.iter().map(|rego| check_rego(rego, &input)));
         }
         (conditions, signers.into_iter().collect())
+    }
+
+    /// Whether there is anybody whose signature of an index would count.
+    pub fn admits_indexes(&self) -> bool {
+        match &self.indexes {
+            Some(wanted) => !wanted.is_empty(),
+            None => !self.signatures.is_empty(),
+        }
+    }
+
+    /// What it says of an index, and whose signatures satisfied it.
+    pub fn check_index(&self, evidence: &Evidence, signers: &mut BTreeSet<Signer>) -> Vec<Condition> {
+        let Some(any) = &self.indexes else {
+            if self.signatures.is_empty() {
+                return vec![Condition::missed("somebody may sign an index", "the rule says nothing of signatures")];
+            }
+            return self.signatures.iter().map(|block| block.check(evidence, signers)).collect();
+        };
+        if any.is_empty() {
+            return vec![Condition::missed("somebody may sign an index", "indexes is empty")];
+        }
+        let block = SignatureBlock {
+            signers: Signers { any: any.clone(), at_least: 1, all: Vec::new() },
+            demands: Demands::default(),
+            annotations: BTreeMap::new(),
+        };
+        vec![block.check(evidence, signers)]
     }
 
     fn check_name(&self, request: &Request<'_>) -> Option<Condition> {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::*;
+use crate::digest::Digest;
 use crate::policy::evidence::Attestation;
 use crate::policy::evidence::LogEntry;
 use crate::policy::evidence::Seal;
@@ -379,18 +380,6 @@ fn a_policy_is_evaluated_in_no_time() {
     assert_eq!(decide(&policies, "ghcr.io/acme/llm:v1", &evidence).verdict(), Verdict::Deny);
     // 20 ms on a machine of its own; tests share theirs, and are not optimised.
     assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
-}
-
-#[test]
-fn an_index_counts_where_a_policy_says_who_may_sign_it() {
-    let (material, limits) = (Material::default(), Limits::default());
-    let names = ["ghcr.io/acme/llm".to_owned()];
-    let admit = |policies: &Policies| policies.admit_index(&names, &Digest::of(b""), &material, &limits);
-    assert!(admit(&Policies::none()).is_none(), "nobody vouches for it");
-    assert!(admit(&read(&rule("")).unwrap()).is_none());
-    assert!(admit(&read(&rule("indexes = [{ key = \"a.pub\" }]\n")).unwrap()).is_none(), "nobody signed it");
-    assert!(IndexAdmitted::by(vec![vec!["a".into()], Vec::new()]).is_none());
-    assert_eq!(IndexAdmitted::by(vec![vec!["a".into()]]).unwrap().signers(), ["a"]);
 }
 
 #[test]
