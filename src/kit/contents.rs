@@ -19,6 +19,7 @@ use crate::kit::config::Kitfile;
 use crate::kit::config::PackConfig;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::filter::Filter;
+use crate::kit::index::LayerBlob;
 use crate::kit::json::Text;
 use crate::kit::json::object;
 use crate::kit::kitfile::KitfileTooLarge;
@@ -86,6 +87,11 @@ impl KitLayer {
     /// How the blob is read.
     pub fn reading(&self) -> Reading {
         Reading { format: self.format, compression: self.compression }
+    }
+
+    /// The blob, as an index names it.
+    pub fn blob(&self) -> LayerBlob {
+        LayerBlob { digest: self.descriptor.digest, size: self.descriptor.size, reading: self.reading() }
     }
 }
 

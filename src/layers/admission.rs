@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 
 use crate::digest::Digest;
 use crate::kit::index::Index;
-use crate::kit::seek::SeekPoints;
 use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::verify::Verified;
@@ -16,7 +15,7 @@ use crate::verify::Verified;
 /// What was admitted for a layer, if anything was.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    admitted: OnceLock<(Arc<Verified<Index>>, SeekPoints)>,
+    admitted: OnceLock<Arc<Verified<Index>>>,
     is_refused: AtomicBool,
 }
 
@@ -24,43 +23,35 @@ impl Layer {
     /// Admits an index of this layer: the way in for published indexes.
     ///
     /// `index` is proved by a chain that the policies accept: the manifest names its digest, or a
-    /// signature on it was endorsed. `seek` is for compressed layers, whatever proves it: empty where
-    /// there are no points. To be called before [`Layer::list`]; the first index counts.
+    /// signature on it was endorsed. To be called before [`Layer::list`]; the first index counts.
     ///
     /// From then on the layer is listed from the index at once, and any range of its files is fetched and
     /// proved alone; where it is compressed and has no seek points, it is proved whole when its first byte
     /// is read. [`LayerError::OtherIndex`] if the index is about something else, and
     /// [`LayerError::FalseIndex`] if the layer was proved here before and is not what the index says: both
     /// times the layer does without it.
-    pub fn admit(&self, index: Verified<Index>, seek: SeekPoints) -> Result<(), LayerError> {
-        let is_ours = index.layer() == self.digest()
-            && index.reading() == self.spec.reading()
-            && self.spec.diff_id.is_none_or(|content| *index.content() == content);
+    pub fn admit(&self, index: Verified<Index>) -> Result<(), LayerError> {
+        let is_ours =
+            *index.blob() == self.spec.blob() && self.spec.diff_id.is_none_or(|content| *index.content() == content);
         if !is_ours {
             return Err(LayerError::OtherIndex { layer: *self.digest() });
         }
         self.shown(&index)?;
-        let _admitted_before = self.admission.admitted.set((Arc::new(index), seek));
+        let _admitted_before = self.admission.admitted.set(Arc::new(index));
         self.proved().map_or(Ok(()), |proved| self.admission.agree(&proved))
-    }
-
-    /// Where decoding can begin in this layer. None where it is not compressed, or nobody knows.
-    pub fn seek_points(&self) -> Option<&SeekPoints> {
-        self.admission.admitted.get().map(|(_, seek)| seek)
     }
 }
 
 impl Admission {
     /// The index that was admitted, unless the layer has refused it.
     pub(super) fn index(&self) -> Option<Arc<Verified<Index>>> {
-        let (index, _) = self.admitted.get().filter(|_| !self.is_refused.load(Ordering::Acquire))?;
-        Some(Arc::clone(index))
+        self.admitted.get().filter(|_| !self.is_refused.load(Ordering::Acquire)).cloned()
     }
 
     /// Holds what the layer proved to be against the index. One that says something else is refused, and
     /// the first to learn of it gets the error.
     pub(super) fn agree(&self, proved: &Verified<Index>) -> Result<(), LayerError> {
-        let Some((admitted, _)) = self.admitted.get() else { return Ok(()) };
+        let Some(admitted) = self.admitted.get() else { return Ok(()) };
         if admitted.says_the_same(proved) || self.is_refused.swap(true, Ordering::AcqRel) {
             return Ok(());
         }

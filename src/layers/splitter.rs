@@ -3,7 +3,7 @@
 //! It runs beside the check of the layer's digest and ahead of its result: what it writes is in a
 //! staging area, and what it says is a draft, until the proof of the layer covers both.
 
-use std::io::{self, Read};
+use std::io;
 
 use tokio::sync::mpsc;
 
@@ -11,6 +11,7 @@ use crate::buffers::BUFFER;
 use crate::digest::Digest;
 use crate::digest::Hasher;
 use crate::kit::contents::KitLayer;
+use crate::kit::index::Content;
 use crate::kit::index::Index;
 use crate::kit::index::IndexEntry;
 use crate::kit::index::IndexError;
@@ -20,7 +21,8 @@ use crate::kit::listing::ListingError;
 use crate::kit::listing::PATHS_LIMIT;
 use crate::kit::media::Compression;
 use crate::kit::media::Format;
-use crate::kit::media::Reading;
+use crate::kit::seek::Decoder;
+use crate::kit::seek::SeekPoints;
 use crate::kit::tar::Event;
 use crate::kit::tar::Member;
 use crate::kit::tar::MemberKind;
@@ -30,10 +32,6 @@ use crate::layers::download::Piece;
 use crate::store::Staged;
 use crate::store::Staging;
 use crate::verity::TreeBuilder;
-
-/// The largest window of a zstd frame that is decoded, as a power of two: 64 MiB. Encoders use up to
-/// 8 MiB unless told otherwise; a frame can ask for terabytes.
-const ZSTD_WINDOW_LOG: u32 = 26;
 
 /// Where the files of a layer go.
 #[derive(Debug)]
@@ -47,25 +45,31 @@ pub(super) enum Target {
 /// Reads a layer to its end and splits it. The index comes back with the target; it is a draft.
 pub(super) fn split(
     layer: &KitLayer,
-    pieces: mpsc::Receiver<Piece>,
+    mut pieces: mpsc::Receiver<Piece>,
     target: Target,
 ) -> Result<(Index, Target), SplitError> {
-    let mut pieces = Pieces { receiver: pieces, current: None, read: 0 };
     let mut splitter = Splitter::new(layer, target)?;
-    match layer.compression {
-        Compression::None => {
-            while let Some(piece) = pieces.receiver.blocking_recv() {
-                splitter.take(piece.bytes.ahead_of_proof())?;
-            }
+    if layer.compression == Compression::None {
+        while let Some(piece) = pieces.blocking_recv() {
+            splitter.take(piece.bytes.ahead_of_proof())?;
         }
-        Compression::Gzip => drain(flate2::read::MultiGzDecoder::new(&mut pieces), &mut splitter)?,
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::new(&mut pieces).map_err(SplitError::Decode)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(SplitError::Decode)?;
-            drain(decoder, &mut splitter)?;
+        return splitter.finish(layer, SeekPoints::default());
+    }
+    let mut decoder = Decoder::new(layer.compression).map_err(SplitError::Decode)?;
+    let mut buffer = vec![0; BUFFER / 4];
+    while let Some(piece) = pieces.blocking_recv() {
+        let mut input = &piece.bytes.ahead_of_proof()[..];
+        loop {
+            let progress = decoder.decode(input, &mut buffer).map_err(SplitError::Decode)?;
+            if progress.read == 0 && progress.written == 0 {
+                break;
+            }
+            input = &input[progress.read..];
+            splitter.take(&buffer[..progress.written])?;
         }
     }
-    splitter.finish(layer.descriptor.digest)
+    let seek = decoder.finish().map_err(SplitError::Decode)?;
+    splitter.finish(layer, seek)
 }
 
 /// What is made of the uncompressed layer.
@@ -74,7 +78,6 @@ struct Splitter {
     files: Files,
     /// Bytes of the uncompressed layer so far.
     len: u64,
-    reading: Reading,
     /// Computes the digest of the uncompressed layer, where that is not the digest of the layer itself.
     content: Option<Hasher>,
     /// What that digest should be, if the config says it.
@@ -108,7 +111,7 @@ impl Splitter {
         };
         let any = layer.descriptor.digest;
         let content = (!is_plain).then(|| layer.diff_id.unwrap_or(any).hasher());
-        Ok(Self { shape, files, len: 0, reading: layer.reading(), content, diff_id: layer.diff_id })
+        Ok(Self { shape, files, len: 0, content, diff_id: layer.diff_id })
     }
 
     /// Takes the next bytes of the uncompressed layer.
@@ -128,7 +131,7 @@ impl Splitter {
         Ok(())
     }
 
-    fn finish(mut self, layer: Digest) -> Result<(Index, Target), SplitError> {
+    fn finish(mut self, layer: &KitLayer, seek: SeekPoints) -> Result<(Index, Target), SplitError> {
         match self.shape {
             Shape::Tar(reader) => reader.finish()?,
             Shape::Raw(expected) => {
@@ -138,51 +141,12 @@ impl Splitter {
                 }
             }
         }
-        let content = self.content.map_or(layer, Hasher::finish);
+        let content = self.content.map_or(layer.descriptor.digest, Hasher::finish);
         if let Some(expected) = self.diff_id.filter(|&expected| expected != content) {
             return Err(SplitError::DiffId { expected, actual: content });
         }
-        Ok((Index::new(layer, self.reading, content, self.len, self.files.entries)?, self.files.target))
-    }
-}
-
-/// Reads a decoder to its end.
-fn drain(mut decoder: impl Read, splitter: &mut Splitter) -> Result<(), SplitError> {
-    let mut buffer = vec![0; BUFFER / 4];
-    loop {
-        match decoder.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(len) => splitter.take(&buffer[..len])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(SplitError::Decode(error)),
-        }
-    }
-}
-
-/// The pieces of a layer as one stream.
-struct Pieces {
-    receiver: mpsc::Receiver<Piece>,
-    current: Option<Piece>,
-    /// Bytes of the current piece that have been read.
-    read: usize,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let rest = self.current.as_ref().map_or(&[][..], |piece| &piece.bytes.ahead_of_proof()[self.read..]);
-            if !rest.is_empty() {
-                let len = rest.len().min(buffer.len());
-                buffer[..len].copy_from_slice(&rest[..len]);
-                self.read += len;
-                return Ok(len);
-            }
-            self.read = 0;
-            self.current = self.receiver.blocking_recv();
-            if self.current.is_none() {
-                return Ok(0);
-            }
-        }
+        let content = Content { digest: content, size: self.len };
+        Ok((Index::new(layer.blob(), content, self.files.entries, seek)?, self.files.target))
     }
 }
 

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::*;
 use crate::buffers::Buffers;
+use crate::kit::index::Content;
 use crate::kit::index::IndexEntry;
 use crate::kit::index::IndexKind;
+use crate::kit::index::LayerBlob;
 use crate::kit::media::Compression;
 use crate::kit::media::Format;
 use crate::kit::name::KitPath;
+use crate::kit::seek::SeekPoints;
 use crate::verify::LayerCheck;
 use crate::verity::TreeBuilder;
 
@@ -35,7 +38,9 @@ fn keep(store: &Arc<Store>, content: &[u8]) -> Verified<Index> {
     file.finish().unwrap();
     let kind = IndexKind::File { offset: 0, tree: tree.finish() };
     let entry = IndexEntry { path: KitPath::parse(b"model/w.bin").unwrap(), mode: 0o644, mtime: 0, kind };
-    let index = Index::new(layer, RAW, layer, content.len() as u64, vec![entry]).unwrap();
+    let size = content.len() as u64;
+    let blob = LayerBlob { digest: layer, size, reading: RAW };
+    let index = Index::new(blob, Content { digest: layer, size }, vec![entry], SeekPoints::default()).unwrap();
     staging.commit(&check.finish().unwrap(), index).unwrap()
 }
 
