@@ -56,6 +56,25 @@ impl Unverified {
         Self(whole.into())
     }
 
+    /// The bytes of `range` out of pieces that came one after the other; `None` if there are not so many.
+    pub fn cut(pieces: &[Self], range: &Range<u64>) -> Option<Self> {
+        let mut at = 0;
+        let mut found = Vec::new();
+        for piece in pieces {
+            let end = at + piece.0.len() as u64;
+            let part = range.start.max(at)..range.end.min(end);
+            if part.start < part.end {
+                found.push(Self(piece.0.slice((part.start - at) as usize..(part.end - at) as usize)));
+            }
+            at = end;
+        }
+        match found.len() {
+            _ if at < range.end => None,
+            1 => found.pop(),
+            _ => Some(Self::join(found)),
+        }
+    }
+
     /// The bytes before they are proved, for the two that must look ahead of the proof: the splitter,
     /// which writes into a staging area that nobody reads before the layer's digest has matched, and
     /// the lister, whose result is a listing and never content. The tests hold the list of callers.
@@ -111,6 +130,22 @@ impl Verified<Bytes> {
     pub fn slice(&self, range: Range<usize>) -> Self {
         let end = range.end.min(self.0.len());
         Self(self.0.slice(range.start.min(end)..end))
+    }
+
+    /// Proved bytes that follow each other, as one; at most a buffer.
+    pub fn join(parts: &[Self], buffers: &Buffers) -> io::Result<Self> {
+        if let [one] = parts {
+            return Ok(one.clone());
+        }
+        let mut buffer = buffers.take()?;
+        let mut len = 0;
+        for part in parts {
+            let place = buffer.get_mut(len..len + part.len()).ok_or(io::ErrorKind::InvalidInput)?;
+            place.copy_from_slice(&part.0);
+            len += part.len();
+        }
+        buffer.truncate(len);
+        Ok(Self(buffer.freeze()))
     }
 }
 
@@ -195,17 +230,22 @@ fn same_digest(expected: &Digest, actual: Digest) -> Result<(), DigestMismatch> 
 ///
 /// What was proved stays proved as long as the file's [`Stamp`] does: a write changes the ctime, and
 /// the stamp is looked at again after every read. Anything else is proved again before its first use.
+/// Only what is written through the witness itself, which is proved, may change the stamp.
 #[derive(Debug)]
 pub struct Witness {
     file: File,
     tree: Verified<FileTree>,
-    stamp: Mutex<Stamp>,
+    watch: Mutex<Watch>,
     /// One bit a unit.
     proved: Box<[AtomicU64]>,
 }
 
-/// How often a read starts again because somebody touched the file meanwhile. Nobody should.
-const ATTEMPTS: u32 = 8;
+/// The stamp under which the proved units were proved, and how often another one was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Watch {
+    stamp: Stamp,
+    touched: u64,
+}
 
 /// What tells whether a file was touched since it was proved. The kernel sets the ctime; nobody else can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,17 +267,17 @@ impl Stamp {
 impl Witness {
     /// Takes a file of which nothing is proved yet.
     pub fn new(file: File, tree: Verified<FileTree>) -> io::Result<Self> {
-        let stamp = Stamp::of(&file)?;
+        let watch = Watch { stamp: Stamp::of(&file)?, touched: 0 };
         let words = verity::unit_count(tree.size).div_ceil(64) as usize;
         let proved = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { file, tree, stamp: Mutex::new(stamp), proved })
+        Ok(Self { file, tree, watch: Mutex::new(watch), proved })
     }
 
     /// Takes a file that was proved whole when it had this stamp. If it has another one now, nothing
     /// of it is proved.
     pub fn with_record(file: File, tree: Verified<FileTree>, proved_at: &Verified<Stamp>) -> io::Result<Self> {
         let witness = Self::new(file, tree)?;
-        if *witness.stamp() == **proved_at && proved_at.size == witness.tree.size {
+        if witness.watch().stamp == **proved_at && proved_at.size == witness.tree.size {
             witness.proved.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
         }
         Ok(witness)
@@ -250,7 +290,7 @@ impl Witness {
 
     /// The stamp under which every unit was proved, if every unit is.
     pub fn whole(&self) -> Option<Verified<Stamp>> {
-        let stamp = *self.stamp();
+        let stamp = self.watch().stamp;
         let whole = (0..verity::unit_count(self.tree.size)).all(|unit| self.is_proved(unit));
         (whole && stamp.size == self.tree.size).then_some(Verified(stamp))
     }
@@ -261,43 +301,70 @@ impl Witness {
             return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
         }
         let units = range.start / verity::UNIT..=(range.end - 1) / verity::UNIT;
-        for _attempt in 0..ATTEMPTS {
-            let now = Stamp::of(&self.file)?;
-            if now != *self.stamp() {
-                self.forget(now);
-            }
-            for unit in units.clone().filter(|&unit| !self.is_proved(unit)) {
-                let proved = self.prove(unit, buffers)?;
-                if units.start() == units.end() {
-                    let start = (range.start - unit * verity::UNIT) as usize;
-                    return Ok(proved.slice(start..start + (range.end - range.start) as usize));
-                }
-            }
+        let before = self.look()?;
+        if units.clone().all(|unit| self.is_proved(unit)) {
             let bytes = self.pread(range.clone(), buffers)?;
-            if Stamp::of(&self.file)? == now && units.clone().all(|unit| self.is_proved(unit)) {
+            if self.look()?.touched == before.touched {
                 return Ok(Verified(bytes));
             }
         }
-        Err(io::Error::other("the file is being written to").into())
+        let mut parts = Vec::new();
+        for number in units {
+            let unit = self.tree.unit_range(number);
+            let part = range.start.max(unit.start) - unit.start..range.end.min(unit.end) - unit.start;
+            parts.push(self.prove(number, buffers)?.slice(part.start as usize..part.end as usize));
+        }
+        Ok(Verified::join(&parts, buffers)?)
     }
 
     /// Proves every unit that is not proved yet.
     pub fn prove_whole(&self, buffers: &Buffers) -> Result<(), WitnessError> {
-        (0..verity::unit_count(self.tree.size))
-            .filter(|&unit| !self.is_proved(unit))
-            .try_for_each(|unit| self.prove(unit, buffers).map(drop))
+        (0..verity::unit_count(self.tree.size)).try_for_each(|unit| self.ensure(unit, buffers))
+    }
+
+    /// Proves unit `number` unless it is proved.
+    pub fn ensure(&self, number: u64, buffers: &Buffers) -> Result<(), WitnessError> {
+        self.look()?;
+        if self.is_proved(number) { Ok(()) } else { self.prove(number, buffers).map(drop) }
     }
 
     /// Reads unit `number` and proves it.
     fn prove(&self, number: u64, buffers: &Buffers) -> Result<Verified<Bytes>, WitnessError> {
-        let before = Stamp::of(&self.file)?;
+        let before = self.look()?;
         let unit = Unverified(self.pread(self.tree.unit_range(number), buffers)?);
         let unit = unit.verify_unit(&self.tree, number)?;
-        let stamp = self.stamp();
-        if *stamp == before && Stamp::of(&self.file)? == before {
-            self.proved[(number / 64) as usize].fetch_or(1 << (number % 64), Ordering::AcqRel);
+        let watch = self.watch();
+        if watch.touched == before.touched && Stamp::of(&self.file)? == watch.stamp {
+            self.mark(number);
         }
         Ok(unit)
+    }
+
+    /// Proves bytes as unit `number` and writes them into its place; the file was opened for writing.
+    /// Whatever else has touched the file meanwhile is noticed here. Bytes that are proved are returned
+    /// also where they could not be written.
+    pub fn put(&self, number: u64, unit: Unverified) -> Result<(Verified<Bytes>, io::Result<()>), UnitMismatch> {
+        let unit = unit.verify_unit(&self.tree, number)?;
+        let mut watch = self.watch();
+        let written = self.compare(&mut watch).and_then(|()| {
+            self.file.write_all_at(&unit, self.tree.unit_range(number).start)?;
+            watch.stamp = Stamp::of(&self.file)?;
+            self.mark(number);
+            Ok(())
+        });
+        drop(watch);
+        Ok((unit, written))
+    }
+
+    /// Does something to the file that changes its stamp and not its content, such as giving it another
+    /// name; returns the stamp after it if every unit is proved.
+    pub fn rename(&self, change: impl FnOnce(&File) -> io::Result<()>) -> io::Result<Option<Verified<Stamp>>> {
+        let mut watch = self.watch();
+        self.compare(&mut watch)?;
+        change(&self.file)?;
+        watch.stamp = Stamp::of(&self.file)?;
+        drop(watch);
+        Ok(self.whole())
     }
 
     fn pread(&self, range: Range<u64>, buffers: &Buffers) -> io::Result<Bytes> {
@@ -311,15 +378,29 @@ impl Witness {
         self.proved[(unit / 64) as usize].load(Ordering::Acquire) & (1 << (unit % 64)) != 0
     }
 
-    /// The file was touched: nothing is proved any more, and proofs count from `now`.
-    fn forget(&self, now: Stamp) {
-        let mut stamp = self.stamp();
-        self.proved.iter().for_each(|word| word.store(0, Ordering::Release));
-        *stamp = now;
+    fn mark(&self, unit: u64) {
+        self.proved[(unit / 64) as usize].fetch_or(1 << (unit % 64), Ordering::AcqRel);
     }
 
-    fn stamp(&self) -> MutexGuard<'_, Stamp> {
-        self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Looks whether the file was touched.
+    fn look(&self) -> io::Result<Watch> {
+        let mut watch = self.watch();
+        self.compare(&mut watch)?;
+        Ok(*watch)
+    }
+
+    /// If the file was touched nothing is proved any more, and proofs count from now.
+    fn compare(&self, watch: &mut Watch) -> io::Result<()> {
+        let now = Stamp::of(&self.file)?;
+        if now != watch.stamp {
+            self.proved.iter().for_each(|word| word.store(0, Ordering::Release));
+            *watch = Watch { stamp: now, touched: watch.touched + 1 };
+        }
+        Ok(())
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -440,7 +440,7 @@ mod tests {
             "policy check",
             "policy check p.toml --key k.pub",
             "policy frobnicate p.toml",
-            "mount kit:a /mnt --prefetch all",
+            "mount kit:a /mnt --hosts-dir /etc",
             "verify kit:a --filter model",
             "umount /mnt -o noexec",
             "umount",

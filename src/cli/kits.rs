@@ -40,8 +40,14 @@ impl Kits {
     /// Opens the store that the configuration names, and reads the policies.
     pub fn open(config: Config) -> Result<Self, Error> {
         let folders = &config.folders;
-        let workshop =
-            Workshop::open(&folders.cache, &folders.state, config.memory, config.source.timeout, config.audit.clone())?;
+        let workshop = Workshop::open(
+            &folders.cache,
+            &folders.state,
+            config.memory,
+            config.source.timeout,
+            config.prefetch,
+            config.audit.clone(),
+        )?;
         let policies = Policies::load(&config.policy)?;
         Ok(Self { config, workshop, policies })
     }

@@ -88,6 +88,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
         },
         filters: config.filters.clone(),
         metadata: config.metadata,
+        prefetch: config.prefetch,
         source: SourceSettings {
             plain_http: source.plain_http,
             ca_cert: source.ca_cert.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,

@@ -91,9 +91,15 @@ impl Served for Service {
             .build()
             .map_err(|error| failed(Fault::Other, &error))?;
         let audit = audit_settings(request);
-        let workshop =
-            Workshop::open(&request.cache_dir, &request.state_dir, request.memory, request.read_timeout, audit)
-                .map_err(|error| failed(Fault::Other, &error))?;
+        let workshop = Workshop::open(
+            &request.cache_dir,
+            &request.state_dir,
+            request.memory,
+            request.read_timeout,
+            request.prefetch,
+            audit,
+        )
+        .map_err(|error| failed(Fault::Other, &error))?;
         let options = source::Options {
             plain_http: request.source.plain_http,
             ca_cert: request.source.ca_cert.iter().map(|path| path.to_path_buf()).collect(),
@@ -121,6 +127,7 @@ impl Served for Service {
             }
         };
         fs.pin();
+        fs.prefetch();
         evict_in_background(request, &fs);
         let tree = postcard::to_stdvec(&fs.handover())
             .map_err(std::io::Error::other)

@@ -29,6 +29,7 @@ use crate::audit;
 use crate::kit::filter::Filter;
 use crate::kit::filter::InvalidFilter;
 use crate::layers::Metadata;
+use crate::layers::Prefetch;
 use crate::policy;
 use crate::resolve::Freshness;
 use crate::source;
@@ -55,6 +56,8 @@ pub struct Config {
     pub filters: Vec<Filter>,
     /// Whether layers are listed ahead of their proof.
     pub metadata: Metadata,
+    /// What is fetched before it is asked for.
+    pub prefetch: Prefetch,
     /// How it is mounted.
     pub mount: MountOptions,
     /// What happens to a mount that is busy when it is unmounted.
@@ -171,6 +174,13 @@ impl Config {
                 _ => None,
             })?
             .unwrap_or(Metadata::Provisional),
+            prefetch: choice(settings, "prefetch", |word| match word {
+                "none" => Some(Prefetch::None),
+                "auto" => Some(Prefetch::Auto),
+                "all" => Some(Prefetch::All),
+                _ => None,
+            })?
+            .unwrap_or_default(),
             mount: mount_options(settings)?,
             busy: if switch(settings, "lazy")? { Busy::Detach } else { Busy::Refuse },
             log: Log { target: log_target(settings)?, level: choice(settings, "log-level", level)? },

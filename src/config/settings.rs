@@ -82,6 +82,12 @@ pub const SETTINGS: &[Setting] = &[
         help: "List layers from their headers before they are verified, or wait [default: provisional]",
     },
     Setting {
+        name: "prefetch",
+        kind: Kind::Choice(&["none", "auto", "all"]),
+        scope: Scope::Only(&["mount", "cat", "export"]),
+        help: "Fetch nothing before it is read, what readers will want next, or all of the kit [default: auto]",
+    },
+    Setting {
         name: "lazy",
         kind: Kind::Switch,
         scope: Scope::Only(&["umount"]),

@@ -53,6 +53,7 @@ fn defaults() {
     assert_eq!((config.memory, config.cache_size), (128 << 20, None));
     assert_eq!(config.source.timeout, Duration::from_secs(60));
     assert_eq!((config.freshness, config.metadata), (Freshness::Prefer, Metadata::Provisional));
+    assert_eq!(config.prefetch, Prefetch::Auto);
     assert_eq!((config.output, config.busy), (Output::Text, Busy::Refuse));
     assert_eq!(config.mount, MountOptions { noexec: false, allow_other: None, foreground: false });
 }
@@ -104,7 +105,7 @@ fn what_is_wrong_is_said_with_its_place() {
         (&[("offline", "true")], &[("KITFS_REQUIRE_FRESH", "1")], "", "--offline and KITFS_REQUIRE_FRESH exclude"),
         (&[("filter", "mdel")], &[], "", "--filter: "),
         (&[("cache-dir", "")], &[], "", "--cache-dir: the path is empty"),
-        (&[], &[], "prefetch = 'x'", "\"prefetch\", which is no setting"),
+        (&[], &[], "hosts-dir = 'x'", "\"hosts-dir\", which is no setting"),
         (
             &[("certificate-identity", "a"), ("certificate-identity-regexp", "b")],
             &[],

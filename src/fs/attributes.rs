@@ -80,6 +80,7 @@ impl KitFs {
     fn state_of(&self, layer: &Layer, entry: u32) -> FileState {
         match layer.index().and_then(|index| Some(index.tree(entry)?.verity)) {
             Some(verity) if self.workshop().store.has_object(&verity) => FileState::Verified,
+            Some(verity) if self.workshop().store.has_partial(&verity) => FileState::Partial,
             Some(_) => FileState::Absent,
             None => match layer.listing().map(|listing| listing.certainty()) {
                 Some(Certainty::Verified) => FileState::Absent,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::buffers::BUFFER;
 use crate::chunks::ChunkError;
@@ -79,7 +80,7 @@ impl KitFs {
             .map_err(|error| FsError::of_tree(error, &layers))?;
         let size =
             tree.inodes().filter_map(|inode| tree.node(inode)).fold(0, |size, node| node.size.saturating_add(size));
-        let chunks = Chunks::new(Arc::clone(&workshop));
+        let chunks = Chunks::new(Arc::clone(&workshop), Handle::current());
         Ok(Self { kit, layers, tree, size, kitfile, chunks, workshop })
     }
 
@@ -147,6 +148,11 @@ impl KitFs {
     /// Keeps the layers in the store for as long as this value lives.
     pub fn pin(&self) {
         self.layers.iter().for_each(|layer| layer.pin());
+    }
+
+    /// Fetches everything in the background, if that was asked for, for as long as this value lives.
+    pub fn prefetch(&self) {
+        self.chunks.fetch_all(&self.layers);
     }
 
     /// The bytes of `range`, cut at the end of the file, if they are at hand. At most one buffer's worth.
@@ -281,7 +287,7 @@ pub enum ReadError {
     IsDirectory,
     /// The bytes could not be had or proved.
     #[error(transparent)]
-    Chunk(#[from] ChunkError),
+    Chunk(#[from] Arc<ChunkError>),
 }
 
 impl ReadError {
@@ -289,8 +295,8 @@ impl ReadError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::NoSuchInode => Fault::NotFound,
-            Self::IsDirectory | Self::Chunk(ChunkError::Lost { .. }) => Fault::Other,
-            Self::Chunk(ChunkError::Layer(error)) => error.fault(),
+            Self::IsDirectory => Fault::Other,
+            Self::Chunk(error) => error.fault(),
         }
     }
 }

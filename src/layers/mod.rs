@@ -10,6 +10,7 @@ mod admission;
 mod download;
 mod failure;
 mod lister;
+mod span;
 mod splitter;
 
 pub use failure::LayerError;
@@ -82,18 +83,24 @@ pub struct Workshop {
     pub audit: Arc<Audit>,
     /// The longest that a read waits for a source that delivers nothing.
     pub read_timeout: Duration,
+    /// Bytes of memory for data on its way.
+    pub memory: u64,
+    /// What is fetched before it is asked for.
+    pub prefetch: Prefetch,
     /// One place for each buffer that layers on their way may fill.
     room: Arc<Semaphore>,
 }
 
 impl Workshop {
     /// Opens the store in `cache_dir`, with the key in `state_dir`. Of `memory` bytes a
-    /// quarter is for layers on their way; the rest is for names, indexes and replies.
+    /// quarter is for layers on their way, and a quarter for parts of them; the rest is for names,
+    /// indexes and replies.
     pub fn open(
         cache_dir: &Path,
         state_dir: &Path,
         memory: u64,
         read_timeout: Duration,
+        prefetch: Prefetch,
         audit: audit::Settings,
     ) -> Result<Arc<Self>, StoreError> {
         let key = || store::local_key(&state_dir.join("key"));
@@ -105,9 +112,24 @@ impl Workshop {
             ledger: Arc::new(Ledger::default()),
             audit: Audit::new(audit, state_dir, key()?),
             read_timeout,
+            memory,
+            prefetch,
             room: Arc::new(Semaphore::new(places)),
         }))
     }
+}
+
+/// What is fetched of files before it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prefetch {
+    /// Nothing.
+    None,
+    /// What readers will want next, by what they have read.
+    #[default]
+    Auto,
+    /// That, and everything else when nobody wants anything.
+    All,
 }
 
 /// How the files of an unproved layer are listed.

@@ -17,6 +17,7 @@ use crate::audit::Copy;
 use crate::digest::Digest;
 use crate::kit::filter::Filter;
 use crate::layers::Metadata;
+use crate::layers::Prefetch;
 use crate::ledger::TroubleKind;
 use crate::policy::Identity;
 use crate::resolve::Freshness;
@@ -36,6 +37,8 @@ pub struct MountRequest {
     pub filters: Vec<Filter>,
     /// `--metadata`.
     pub metadata: Metadata,
+    /// `--prefetch`.
+    pub prefetch: Prefetch,
     /// How the source is reached.
     pub source: SourceSettings,
     /// Who decides whether the kit may be mounted. A worker that takes over does not ask again.

@@ -2,11 +2,16 @@
 //!
 //! - `layer <digest>`, exclusive: whoever holds it proves that layer; the others wait and find it done.
 //! - `sweep`, shared by whoever adds objects, exclusive for whoever removes those that no index names.
+//! - `fetch <digest>`, ranges of it exclusive (fcntl(2), "Open file description locks"): whoever holds a
+//!   range fetches those bytes of the uncompressed layer; the others wait and find them done.
 //! - `pin <digest>`, shared by every mount that uses the layer; eviction takes it exclusively first.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -28,7 +33,55 @@ impl Lock {
     }
 }
 
+/// Which bytes of a layer are being fetched, for all processes of this host.
+#[derive(Clone, Debug)]
+pub struct Fetching(Arc<File>);
+
+/// The right to fetch a range, held until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct RangeLock {
+    file: Arc<File>,
+    range: Range<u64>,
+}
+
+impl Fetching {
+    /// The right to fetch `range`, which nobody else in this process holds a part of; `None` while
+    /// another process holds a part of it.
+    pub fn try_lock(&self, range: Range<u64>) -> io::Result<Option<RangeLock>> {
+        match lock_range(&self.0, libc::F_WRLCK, &range) {
+            Ok(()) => Ok(Some(RangeLock { file: Arc::clone(&self.0), range })),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for RangeLock {
+    fn drop(&mut self) {
+        let _given_up_with_the_file = lock_range(&self.file, libc::F_UNLCK, &self.range);
+    }
+}
+
+fn lock_range(file: &File, kind: i32, range: &Range<u64>) -> io::Result<()> {
+    let beyond = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    // SAFETY: `flock` is plain numbers, for which zeros are valid.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = range.start.try_into().map_err(beyond)?;
+    lock.l_len = (range.end - range.start).try_into().map_err(beyond)?;
+    // SAFETY: the descriptor is open, and the kernel reads one `flock`.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 impl Store {
+    /// Where processes tell each other which bytes of a layer they fetch.
+    pub fn fetching(&self, layer: &Digest) -> io::Result<Fetching> {
+        Ok(Fetching(Arc::new(self.lock_file(&format!("fetch-{}", file_name(layer)))?)))
+    }
+
     /// The right to prove a layer; `None` while somebody else has it.
     pub fn try_lock_layer(&self, layer: &Digest) -> io::Result<Option<Lock>> {
         self.try_lock(&format!("layer-{}", file_name(layer)), FlockOperation::NonBlockingLockExclusive)

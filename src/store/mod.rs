@@ -12,6 +12,8 @@
 //!                                  read (`tar+gzip`); its mtime is its last use
 //!       material/<hex>             sealed: what lay beside a manifest; named by the SHA-256 of its reference
 //!       objects/ab/<hex>           contents of files, by their fs-verity digest, 0400
+//!       partial/ab/<hex>           such a file in progress: sparse, written unit by unit, 0600
+//!       partial/ab/<hex>.map       which of its units have been written: a byte each
 //!       records/ab/<hex>           sealed: the stamp under which a large object was proved whole
 //!       tags/<hex>                 sealed: the digest last seen for a tag; named by the SHA-256 of the reference
 //!       staging/<name>.<random>/   a layer that is being split; nobody reads it
@@ -25,10 +27,12 @@
 mod lock;
 mod material;
 mod objects;
+mod partial;
 mod staging;
 mod usage;
 
-pub use lock::Lock;
+pub use lock::{Fetching, Lock, RangeLock};
+pub use partial::Partial;
 pub use staging::{Staged, Staging};
 pub use usage::{BadObject, KeptLayer, Usage, Verification};
 
@@ -68,7 +72,7 @@ impl Store {
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
         let root = root.join(FORMAT);
-        for folder in ["blobs", "layers", "material", "objects", "records", "tags", "staging", "locks"] {
+        for folder in ["blobs", "layers", "material", "objects", "partial", "records", "tags", "staging", "locks"] {
             let path = root.join(folder);
             make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }

@@ -105,10 +105,16 @@ impl Store {
             let Some(tree) = index.part(|index| index.tree(entry)).filter(|tree| has_record(tree.size)) else {
                 continue;
             };
-            sync_object(&self.object_path(&tree.verity))?;
-            if let Some(stamp) = self.object(&tree).and_then(|object| object.whole()) {
-                self.keep_record(&tree.verity, &stamp, Durability::OnDisk);
-            }
+            self.settle(&tree)?;
+        }
+        Ok(())
+    }
+
+    /// The same for one object.
+    pub fn settle(&self, tree: &Verified<FileTree>) -> io::Result<()> {
+        sync_object(&self.object_path(&tree.verity))?;
+        if let Some(stamp) = self.object(tree).and_then(|object| object.whole()) {
+            self.keep_record(&tree.verity, &stamp, Durability::OnDisk);
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ mod dependencies;
 mod docker;
 mod hostile;
 mod kits;
+mod lazy;
 mod many_files;
 mod mount_cli;
 mod own_kits;

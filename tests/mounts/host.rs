@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use kitfs::layers::Metadata;
+use kitfs::layers::{Metadata, Prefetch};
 use kitfs::mounts::{
     AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
     PolicySettings, Presence, Progress, SourceSettings, Status,
@@ -206,6 +206,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
         },
         filters: Vec::new(),
         metadata: Metadata::Provisional,
+        prefetch: Prefetch::Auto,
         source: SourceSettings {
             plain_http: false,
             ca_cert: Vec::new(),

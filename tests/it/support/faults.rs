@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::kit::Packed;
 use super::tree::sha256;
 
 /// One request.
@@ -53,6 +54,8 @@ enum Manner {
     Stall(usize),
     /// A byte each time.
     Trickle(Duration),
+    /// After a round trip, and no faster than so many bytes a second: what one connection of a long link gives.
+    Link(Duration, f64),
     /// Not even a head.
     Silence,
 }
@@ -70,6 +73,14 @@ impl Answer {
 
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
+        self
+    }
+
+    /// Changes one bit of the body.
+    pub fn flip(mut self, at: usize) -> Self {
+        if let Some(byte) = self.body.get_mut(at) {
+            *byte ^= 4;
+        }
         self
     }
 
@@ -97,6 +108,12 @@ impl Answer {
         self
     }
 
+    /// Sends it as over a link with this round trip, which gives each connection so many bytes a second.
+    pub fn link(mut self, round_trip: Duration, bytes_a_second: f64) -> Self {
+        self.manner = Manner::Link(round_trip, bytes_a_second);
+        self
+    }
+
     /// Reads the request and says nothing.
     pub fn silence() -> Self {
         Self { manner: Manner::Silence, ..Self::new(200) }
@@ -117,6 +134,15 @@ impl Content {
         let digest = format!("sha256:{}", sha256(&bytes));
         self.blobs.insert(digest.clone(), bytes);
         digest
+    }
+
+    /// Adds all of a kit, as `v1`.
+    pub fn add_kit(&mut self, kit: &Packed) {
+        for blob in kit.layers.iter().chain([&kit.config]) {
+            self.add(blob.bytes.clone());
+        }
+        let manifest = self.add(kit.manifest_bytes());
+        self.tag("v1", &manifest);
     }
 
     pub fn tag(&mut self, tag: &str, digest: &str) {
@@ -264,6 +290,9 @@ fn write(peer: &mut TcpStream, asked: &Asked, answer: &Answer, over: &AtomicBool
         Manner::Chunked => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
         _ => format!("Content-Length: {}\r\n\r\n", answer.body.len()),
     };
+    if let Manner::Link(round_trip, _) = answer.manner {
+        std::thread::sleep(round_trip);
+    }
     peer.write_all(head.as_bytes())?;
     if asked.method == "HEAD" {
         return Ok(());
@@ -286,6 +315,17 @@ fn write(peer: &mut TcpStream, asked: &Asked, answer: &Answer, over: &AtomicBool
         Manner::Stall(after) => {
             peer.write_all(&answer.body[..after.min(answer.body.len())])?;
             hang()
+        }
+        Manner::Link(_, bytes_a_second) => {
+            let begun = std::time::Instant::now();
+            let mut sent = 0;
+            for piece in answer.body.chunks(64 * 1024) {
+                sent += piece.len();
+                let due = Duration::from_secs_f64(sent as f64 / bytes_a_second);
+                std::thread::sleep(due.saturating_sub(begun.elapsed()));
+                peer.write_all(piece)?;
+            }
+            Ok(())
         }
         Manner::Trickle(pause) => {
             for byte in &answer.body {

@@ -1,0 +1,277 @@
+//! How many requests are under way at once, and whose turn it is.
+//!
+//! What a reader waits for goes at once. What is fetched ahead takes a lane, and what is fetched in the
+//! background takes one when nobody else wants any. The number of lanes follows what the link gives: it
+//! doubles as long as that brings a quarter more bytes a second, else it goes back; and where it never
+//! did, half of it may do. So a link with long round trips, or with a limit for each connection, is filled, and a
+//! loopback or a busy processor is not crowded.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// Lanes at the start.
+const FIRST: usize = 4;
+
+/// The fewest: while one is answered the next is on its way.
+const FEWEST: usize = 2;
+
+/// The most. A registry may well refuse more connections of one client.
+const MOST: usize = 16;
+
+/// What more lanes have to bring.
+const GAIN: f64 = 1.25;
+
+/// What fewer lanes may cost.
+const LOSS: f64 = 0.95;
+
+/// A measurement takes at least this long, and several answers in each lane.
+const MEASURED: Duration = Duration::from_millis(60);
+
+/// Answers in each lane that make a measurement.
+const ANSWERS: usize = 2;
+
+/// Measurements after which the number of lanes is tried again, because links change.
+const SETTLED_FOR: u32 = 40;
+
+/// Whose fetch it is. The more urgent is the smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    /// A reader waits for it.
+    Demand,
+    /// A reader will want it.
+    Ahead,
+    /// Nobody has asked for it yet.
+    Background,
+}
+
+/// The lanes of one mount.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    limit: usize,
+    /// Fetches under way, by purpose.
+    busy: [usize; 3],
+    /// Fetches ahead that wait for a lane.
+    waiting: usize,
+    gauge: Gauge,
+}
+
+/// A lane, or the right to go without one. Dropping it gives it back.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Lane<'a> {
+    lanes: &'a Lanes,
+    purpose: Purpose,
+    bytes: u64,
+}
+
+impl Lanes {
+    pub(super) fn new() -> Self {
+        let state = State { limit: FIRST, busy: [0; 3], waiting: 0, gauge: Gauge::default() };
+        Self { state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    /// How many fetches ahead may be under way now.
+    pub(super) fn limit(&self) -> usize {
+        self.lock().limit
+    }
+
+    /// Takes a lane, when it is this purpose's turn.
+    pub(super) async fn take(&self, purpose: Purpose) -> Lane<'_> {
+        let mut wait = Wait { lanes: self, counted: false };
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.lock();
+                let [demand, ahead, background] = state.busy;
+                let is_free = demand + ahead + background < state.limit;
+                let is_turn = match purpose {
+                    Purpose::Demand => true,
+                    Purpose::Ahead => is_free,
+                    Purpose::Background => is_free && demand + ahead + state.waiting == 0,
+                };
+                if is_turn {
+                    state.busy[purpose as usize] += 1;
+                    return Lane { lanes: self, purpose, bytes: 0 };
+                }
+                if purpose == Purpose::Ahead && !wait.counted {
+                    state.waiting += 1;
+                    wait.counted = true;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a fetch among those that wait, until it has a lane or is given up.
+struct Wait<'a> {
+    lanes: &'a Lanes,
+    counted: bool,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if self.counted {
+            self.lanes.lock().waiting -= 1;
+        }
+    }
+}
+
+impl Lane<'_> {
+    /// Says how many bytes came through it.
+    pub(super) fn carried(&mut self, bytes: u64) {
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        let mut state = self.lanes.lock();
+        let was_full = state.busy.iter().sum::<usize>() >= state.limit;
+        state.busy[self.purpose as usize] -= 1;
+        let limit = state.limit;
+        if was_full && self.bytes > 0 {
+            state.limit = state.gauge.note(self.bytes, limit, Instant::now());
+        } else if self.bytes > 0 {
+            state.gauge.interrupt();
+        }
+        drop(state);
+        // Many wait, and for different turns.
+        self.lanes.changed.notify_waiters();
+    }
+}
+
+/// Measures what a number of lanes gives, and says which number comes next.
+#[derive(Debug, Default)]
+struct Gauge {
+    began: Option<Instant>,
+    bytes: u64,
+    answers: usize,
+    /// The number of lanes that was best so far, and its bytes a second.
+    best: Option<(usize, f64)>,
+    trial: Trial,
+    settled: u32,
+}
+
+/// Which numbers of lanes are being tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trial {
+    #[default]
+    More,
+    Fewer,
+    None,
+}
+
+impl Gauge {
+    /// The lanes were not all used: what was measured says nothing.
+    fn interrupt(&mut self) {
+        self.began = None;
+    }
+
+    fn note(&mut self, bytes: u64, limit: usize, now: Instant) -> usize {
+        let Some(began) = self.began else {
+            (self.began, self.bytes, self.answers) = (Some(now), 0, 0);
+            return limit;
+        };
+        self.bytes += bytes;
+        self.answers += 1;
+        let took = now.duration_since(began);
+        if took < MEASURED || self.answers < ANSWERS * limit {
+            return limit;
+        }
+        let rate = self.bytes as f64 / took.as_secs_f64();
+        self.began = None;
+        self.next(limit, rate)
+    }
+
+    fn next(&mut self, limit: usize, rate: f64) -> usize {
+        let (best, best_rate) = *self.best.get_or_insert((limit, rate));
+        match self.trial {
+            Trial::More if limit == best || rate >= best_rate * GAIN => {
+                self.best = Some((limit, rate));
+                if limit < MOST {
+                    return (limit * 2).min(MOST);
+                }
+                self.trial = Trial::None;
+                limit
+            }
+            Trial::More => {
+                // Where more has helped before, fewer is known to be worse.
+                self.trial = if best == FIRST { Trial::Fewer } else { Trial::None };
+                if self.trial == Trial::Fewer { FEWEST } else { best }
+            }
+            Trial::Fewer => {
+                self.trial = Trial::None;
+                if rate >= best_rate * LOSS { limit } else { best }
+            }
+            Trial::None => {
+                self.settled += 1;
+                if self.settled >= SETTLED_FOR {
+                    *self = Self::default();
+                }
+                limit
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets fetches of 2 MiB run over a link, and says how many lanes there are in the end.
+    fn lanes_on(link: impl Fn(usize) -> f64) -> usize {
+        let (mut gauge, mut limit, mut now) = (Gauge::default(), FIRST, Instant::now());
+        for _answer in 0..1000 {
+            let bytes = 2 << 20;
+            now += Duration::from_secs_f64(f64::from(bytes) / link(limit));
+            limit = gauge.note(bytes as u64, limit, now);
+            if gauge.trial == Trial::None {
+                break;
+            }
+        }
+        limit
+    }
+
+    #[test]
+    fn a_link_with_a_limit_for_each_connection_is_filled() {
+        assert_eq!(lanes_on(|lanes| lanes as f64 * 33e6), MOST);
+    }
+
+    #[test]
+    fn a_link_that_is_full_gets_no_more() {
+        assert_eq!(lanes_on(|lanes| lanes.min(8) as f64 * 33e6), 8);
+        assert_eq!(lanes_on(|_| 1e9), FEWEST);
+    }
+
+    #[tokio::test]
+    async fn who_waits_goes_first_and_the_background_last() {
+        let lanes = Lanes::new();
+        let mut ahead = Vec::new();
+        for _ in 0..FIRST {
+            ahead.push(lanes.take(Purpose::Ahead).await);
+        }
+        let demand = lanes.take(Purpose::Demand).await;
+        let is_waiting = |purpose| {
+            let lanes = &lanes;
+            async move { tokio::time::timeout(Duration::from_millis(1), lanes.take(purpose)).await.is_err() }
+        };
+        assert!(is_waiting(Purpose::Ahead).await && is_waiting(Purpose::Background).await);
+        ahead.truncate(1);
+        assert!(!is_waiting(Purpose::Ahead).await && is_waiting(Purpose::Background).await);
+        drop((ahead, demand));
+        assert!(!is_waiting(Purpose::Background).await);
+    }
+}

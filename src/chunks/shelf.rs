@@ -1,0 +1,244 @@
+//! What is at hand of the files of a mount: objects of the store, whole or in progress, and what is still
+//! in memory. And where proved units go.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+
+use crate::audit::Event;
+use crate::buffers::BUFFER;
+use crate::chunks::warm::Place;
+use crate::chunks::warm::Warm;
+use crate::layers::Layer;
+use crate::layers::Workshop;
+use crate::ledger::Trouble;
+use crate::ledger::TroubleKind;
+use crate::store::Partial;
+use crate::verify::UnitMismatch;
+use crate::verify::Unverified;
+use crate::verify::Verified;
+use crate::verify::Witness;
+use crate::verify::WitnessError;
+use crate::verity::FileTree;
+use crate::verity::UNIT;
+use crate::verity::VerityDigest;
+
+/// Objects that stay open between two reads.
+const OPEN_OBJECTS: NonZeroUsize = NonZeroUsize::new(256).expect("is not zero");
+
+/// How long the disk is left alone after it took nothing: it is full, read-only or gone.
+const DISK_PAUSE: Duration = Duration::from_secs(5);
+
+/// What is at hand.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) workshop: Arc<Workshop>,
+    pub(super) warm: Warm,
+    /// A std mutex: nothing is awaited while it is held.
+    open: Mutex<LruCache<VerityDigest, Object>>,
+    disk_failed: Mutex<Option<Instant>>,
+}
+
+#[derive(Clone, Debug)]
+enum Object {
+    Whole(Arc<Witness>),
+    Growing(Arc<Partial>),
+}
+
+impl Shelf {
+    pub(super) fn new(workshop: Arc<Workshop>) -> Self {
+        let places = (workshop.memory / 4 / BUFFER as u64).max(u64::from(LEAST_PLACES));
+        let warm = Warm::new(u32::try_from(places).unwrap_or(u32::MAX / 2));
+        Self { workshop, warm, open: Mutex::new(LruCache::new(OPEN_OBJECTS)), disk_failed: Mutex::default() }
+    }
+
+    /// The bytes of `range`, at most a buffer, if nothing but memory and the local disk is needed.
+    pub(super) fn read(&self, layer: &Layer, tree: &Verified<FileTree>, range: &Range<u64>) -> Option<Verified<Bytes>> {
+        let object = self.object(tree);
+        if let Some(Object::Whole(witness)) = &object {
+            return witness
+                .read(range.clone(), &self.workshop.buffers)
+                .map_err(|error| self.tell_damage(layer, tree, &error))
+                .ok();
+        }
+        let mut parts = Vec::new();
+        for unit in units(range) {
+            let place = tree.unit_range(unit);
+            let part = range.start.max(place.start)..range.end.min(place.end);
+            let bytes = match (self.warm.unit(&(tree.verity, unit)), &object) {
+                (Some(bytes), _) => bytes.slice((part.start - place.start) as usize..(part.end - place.start) as usize),
+                (None, Some(Object::Growing(partial))) if partial.has(unit) => partial
+                    .read(part, &self.workshop.buffers)
+                    .map_err(|error| self.tell_damage(layer, tree, &error))
+                    .ok()?,
+                (None, _) => return None,
+            };
+            parts.push(bytes);
+        }
+        Verified::join(&parts, &self.workshop.buffers).ok()
+    }
+
+    /// Whether a unit is at hand, as far as that is known without reading it.
+    pub(super) fn has(&self, tree: &Verified<FileTree>, unit: u64) -> bool {
+        if self.warm.unit(&(tree.verity, unit)).is_some() {
+            return true;
+        }
+        match self.object(tree) {
+            Some(Object::Whole(_)) => true,
+            Some(Object::Growing(partial)) => partial.has(unit),
+            None => false,
+        }
+    }
+
+    /// Proves bytes as a unit, and keeps it on the disk if the disk takes it, in memory for a while in any
+    /// case.
+    pub(super) fn keep(
+        &self,
+        tree: &Verified<FileTree>,
+        unit: u64,
+        bytes: Unverified,
+        place: Place,
+    ) -> Result<Verified<Bytes>, UnitMismatch> {
+        let (bytes, kept) = match self.growing(tree) {
+            Some(Ok(partial)) => {
+                let (bytes, kept) = partial.put(unit, bytes)?;
+                (bytes, kept.map(|()| partial.is_complete().then_some(partial)))
+            }
+            Some(Err(error)) => (bytes.verify_unit(tree, unit)?, Err(error)),
+            None => {
+                let bytes = bytes.verify_unit(tree, unit)?;
+                let is_small = tree.size <= UNIT && !self.disk_rests();
+                let kept = if is_small { self.workshop.store.keep_small(tree, &bytes) } else { Ok(()) };
+                (bytes, kept.map(|()| None))
+            }
+        };
+        self.workshop.ledger.add_verified(bytes.len() as u64);
+        match kept {
+            Ok(Some(partial)) => self.finish(tree, &partial),
+            Ok(None) => {}
+            Err(error) => self.tell_disk(&error),
+        }
+        self.warm.keep((tree.verity, unit), bytes.clone(), place);
+        Ok(bytes)
+    }
+
+    /// Somebody has closed a file: what other processes fetched of it may have completed it.
+    pub(super) fn close(&self, tree: &Verified<FileTree>) {
+        let open = self.lock().get(&tree.verity).cloned();
+        if let Some(Object::Growing(partial)) = open {
+            partial.refresh();
+            if partial.is_complete() {
+                self.finish(tree, &partial);
+            }
+        }
+    }
+
+    /// Whether proved layers and units are kept at all, just now.
+    pub(super) fn disk_rests(&self) -> bool {
+        self.disk_failed().is_some_and(|when| when.elapsed() < DISK_PAUSE)
+    }
+
+    fn finish(&self, tree: &Verified<FileTree>, partial: &Partial) {
+        match partial.finish(&self.workshop.buffers) {
+            Ok(true) => {
+                self.lock().pop(&tree.verity);
+                let (store, tree) = (Arc::clone(&self.workshop.store), tree.clone());
+                std::thread::spawn(move || store.settle(&tree));
+            }
+            Ok(false) => {}
+            Err(error) => self.tell_disk(&error),
+        }
+    }
+
+    fn object(&self, tree: &Verified<FileTree>) -> Option<Object> {
+        if let Some(object) = self.lock().get(&tree.verity) {
+            return Some(object.clone());
+        }
+        let store = &self.workshop.store;
+        let object = match store.object(tree) {
+            Some(witness) => Object::Whole(Arc::new(witness)),
+            None if store.has_partial(&tree.verity) => Object::Growing(Arc::new(store.partial(tree).ok()?)),
+            None => return None,
+        };
+        Some(self.lock().get_or_insert(tree.verity, || object).clone())
+    }
+
+    /// The object in progress that a file of several units is written to; `None` where there is none to write to.
+    fn growing(&self, tree: &Verified<FileTree>) -> Option<io::Result<Arc<Partial>>> {
+        if tree.size <= UNIT || self.disk_rests() {
+            return None;
+        }
+        match self.object(tree) {
+            Some(Object::Growing(partial)) => Some(Ok(partial)),
+            Some(Object::Whole(_)) => None,
+            None => Some(self.workshop.store.partial(tree).map(|partial| {
+                let partial = Arc::new(partial);
+                match self.lock().get_or_insert(tree.verity, || Object::Growing(Arc::clone(&partial))) {
+                    Object::Growing(first) => Arc::clone(first),
+                    // Whole since a moment ago: what is written beside it goes away with it.
+                    Object::Whole(_) => partial,
+                }
+            })),
+        }
+    }
+
+    fn tell_damage(&self, layer: &Layer, tree: &Verified<FileTree>, error: &WitnessError) {
+        let mut trouble = Trouble::new(TroubleKind::Store, error);
+        if let WitnessError::Mismatch(mismatch) = error {
+            trouble.expected = Some(mismatch.expected.clone());
+            trouble.actual = Some(mismatch.actual.clone());
+            self.workshop.audit.record_soon(mismatch_event(layer, mismatch, "cache".into()));
+        }
+        trouble.layer = Some(layer.digest().to_string());
+        trouble.source = Some("cache".into());
+        trouble.message = format!("a cached file is damaged and is fetched again: {}", trouble.message);
+        self.workshop.ledger.report(trouble);
+        if let Some(Object::Whole(_)) = self.lock().pop(&tree.verity) {
+            self.workshop.store.discard_object(&tree.verity);
+        }
+    }
+
+    fn tell_disk(&self, error: &io::Error) {
+        let rested = self.disk_rests();
+        *self.disk_failed() = Some(Instant::now());
+        if !rested {
+            let mut trouble = Trouble::new(TroubleKind::Store, error);
+            trouble.message = format!("the store keeps nothing now, and files are verified in memory: {error}");
+            self.workshop.ledger.report(trouble);
+        }
+    }
+
+    fn disk_failed(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.disk_failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<VerityDigest, Object>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The fewest buffers for what is on its way, whatever the memory budget says.
+const LEAST_PLACES: u32 = 8;
+
+/// The units that a range of a file touches.
+pub(super) fn units(range: &Range<u64>) -> Range<u64> {
+    range.start / UNIT..range.end.div_ceil(UNIT)
+}
+
+/// A unit that is not what its tree says, for the audit log.
+pub(super) fn mismatch_event(layer: &Layer, mismatch: &UnitMismatch, source: String) -> Event {
+    Event::Mismatch {
+        reference: layer.kit.reference.clone(),
+        digest: Some(layer.kit.digest),
+        layer: Some(*layer.digest()),
+        expected: mismatch.expected.clone(),
+        actual: mismatch.actual.clone(),
+        source,
+        repeated: 0,
+    }
+}
