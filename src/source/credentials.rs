@@ -182,7 +182,11 @@ impl Credentials {
         };
         let (answer, status) = tokio::time::timeout(limit, talk)
             .await
-            .map_err(|_| unusable(&program, format!("the credential helper did not answer within {limit:?}")))?
+            .map_err(|_| SourceError::Unreachable {
+                what: program.clone(),
+                why: format!("the credential helper did not answer within {limit:?}"),
+                source: None,
+            })?
             .map_err(|error| unusable(&program, error))?;
         // It ended by itself: its number may be another's now, and what it left running may be an agent.
         group.0 = None;

@@ -1,4 +1,4 @@
-//! Certificate files of `--ca-cert`. Both HTTP clients take junk without a word, so it is refused here.
+//! Certificate files of `--ca-cert`. The HTTP client takes junk without a word, so it is refused here.
 
 use std::path::PathBuf;
 

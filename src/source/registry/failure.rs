@@ -38,6 +38,8 @@ pub(super) enum Failure {
     Denied(String),
     /// 404.
     Missing,
+    /// 404 to a digest: somebody has named it, and a mirror may only be late.
+    Behind,
     /// Another answer of the 4xx kind: the registry does not do what it was asked to.
     Refused(StatusCode),
     /// An answer that the protocol does not have.
@@ -73,6 +75,10 @@ const TRIES_FEW: u32 = 4;
 /// Tries where something answers, but not well.
 const TRIES: u32 = 7;
 
+/// Tries of what is not there and should be, and the least time between two of them.
+const TRIES_BEHIND: u32 = 4;
+const PAUSE_BEHIND: Duration = Duration::from_millis(300);
+
 /// Tries of a redirect whose target refuses us.
 const TRIES_EXPIRED: u32 = 3;
 
@@ -102,6 +108,7 @@ impl Failure {
             Self::Connect(_) | Self::Unconnected(_) | Self::Short { .. } => again(TRIES_FEW, Duration::ZERO),
             Self::Broken(_) | Self::Late(_) => again(TRIES, Duration::ZERO),
             Self::Busy(_, wait) => again(TRIES, wait.unwrap_or_default()),
+            Self::Behind => again(TRIES_BEHIND, PAUSE_BEHIND),
             Self::Expired(_) => again(TRIES_EXPIRED, Duration::ZERO),
             Self::Unauthorized(challenges) => Next::LogIn(challenges.clone()),
             Self::Certificate(_)
@@ -142,9 +149,9 @@ impl Failure {
             Self::Late(why) => unreachable(why.into(), None),
             Self::Deadline => unreachable("the time for it is up".into(), None),
             Self::Busy(status, Some(wait)) => {
-                unreachable(format!("the registry answers {status}, and asks to come back in {wait:?}"), None)
+                unreachable(format!("it answers {status}, and asks to come back in {wait:?}"), None)
             }
-            Self::Busy(status, None) => unreachable(format!("the registry answers {status}"), None),
+            Self::Busy(status, None) => unreachable(format!("it answers {status}"), None),
             Self::Unauthorized(_) => {
                 SourceError::Denied { what, why: "the registry answers 401 Unauthorized also to a new login".into() }
             }
@@ -152,7 +159,7 @@ impl Failure {
                 SourceError::Denied { what, why: format!("the place that the registry redirects to answers {status}") }
             }
             Self::Denied(why) => SourceError::Denied { what, why },
-            Self::Missing => SourceError::NotFound(what),
+            Self::Missing | Self::Behind => SourceError::NotFound(what),
             Self::Refused(status) => SourceError::Malformed { what, why: format!("the registry answers {status}") },
             Self::Odd(why) => SourceError::Malformed { what, why },
             Self::Short { got } => SourceError::WrongSize { what, expected: size, actual: got.to_string() },

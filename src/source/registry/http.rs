@@ -27,7 +27,6 @@ struct Inner {
     client: Client,
     /// As the reference has it.
     host: String,
-    certificates: Vec<CertificateDer<'static>>,
     timeouts: Timeouts,
     /// Decided once, at the first request.
     scheme: OnceCell<Scheme>,
@@ -68,15 +67,11 @@ impl Http {
             // The cell is new and empty.
             let _ = scheme.set(known);
         }
-        Ok(Self(Arc::new(Inner { client, host: host.to_owned(), certificates, timeouts, scheme })))
+        Ok(Self(Arc::new(Inner { client, host: host.to_owned(), timeouts, scheme })))
     }
 
     pub(super) fn client(&self) -> &Client {
         &self.0.client
-    }
-
-    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
-        &self.0.certificates
     }
 
     pub(super) fn timeouts(&self) -> &Timeouts {

@@ -1,8 +1,8 @@
 //! A registry that speaks the OCI distribution protocol.
 //!
 //! One fetcher serves tags, manifests, blobs and ranges: it reads no more than was asked for, whatever
-//! the registry sends, and ends in time. `oci-client` asks for tokens; it reads manifests and the
-//! answer to a tag without `Docker-Content-Digest` whole, whatever their size, so those do not go through it.
+//! the registry sends, and ends in time. `oci-client` says what a refusal means, and does not fetch: it reads
+//! manifests whole, whatever their size, and does not tell a token server that fails from one that refuses.
 
 mod auth;
 mod certificates;
@@ -12,6 +12,7 @@ mod referrers;
 mod request;
 mod scheme;
 pub(super) mod stream;
+mod token;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::source::registry::http::Http;
 use crate::source::registry::request::Part;
 use crate::source::registry::request::Request;
 use crate::source::registry::stream::BlobStream;
+use crate::source::registry::stream::FLOOR;
 use crate::verify::Unverified;
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -161,6 +163,7 @@ impl Registry {
     ) -> Result<Vec<Unverified>, SourceError> {
         let mut request = self.blob_request(blob);
         let mut filling = Filling { at: range.start, end: range.end, full: Vec::new(), open: None };
+        let mut progress = 0;
         loop {
             let part = Part::Range { range: filling.at..filling.end, size: blob.size };
             let failure = match request.send(Method::GET, part).await {
@@ -168,6 +171,11 @@ impl Registry {
                     match request.chunk(&mut response).await {
                         Ok(Some(chunk)) if chunk.len() as u64 > filling.end - filling.at => break Failure::NoRanges,
                         Ok(Some(chunk)) => {
+                            progress += chunk.len() as u64;
+                            if progress >= FLOOR {
+                                progress = 0;
+                                request.start_over();
+                            }
                             if filling.take(chunk, buffers)? > 0 {
                                 request.set_deadline(Instant::now() + request.time());
                             }

@@ -102,6 +102,11 @@ impl Request {
         self.deadline = deadline;
     }
 
+    /// Whether a blob or a manifest is asked for by its digest: a tag has no colon.
+    fn is_by_digest(&self) -> bool {
+        self.path.starts_with("blobs/") || self.path.starts_with("manifests/") && self.path.contains(':')
+    }
+
     fn error(&self, failure: Failure) -> SourceError {
         failure.into_error(self.what.clone(), self.size)
     }
@@ -158,6 +163,7 @@ impl Request {
                 ))
             }
             StatusCode::FORBIDDEN => Err(Failure::Denied("the registry answers 403 Forbidden".into())),
+            StatusCode::NOT_FOUND if self.is_by_digest() => Err(Failure::Behind),
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(Failure::Missing),
             status @ (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) => {
                 Err(Failure::Busy(status, failure::retry_after(response.headers())))

@@ -21,7 +21,7 @@ use crate::verify::Unverified;
 
 /// Bytes that must arrive within each timeout, so that a trickle ends, and bytes after which a broken
 /// connection counts as a new misfortune and not as one more of the same.
-const FLOOR: u64 = 64 * 1024;
+pub(super) const FLOOR: u64 = 64 * 1024;
 
 /// The rest of one blob.
 #[derive(Debug)]

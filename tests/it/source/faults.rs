@@ -39,8 +39,9 @@ fn failing(times: usize, fault: impl Fn(Answer) -> Answer + Send + Sync + 'stati
 
 #[tokio::test]
 async fn a_range_survives_every_passing_fault() {
-    let faults: [Fault; 7] = [
+    let faults: [Fault; 8] = [
         ("503", |_| Answer::new(503)),
+        ("a mirror that lags", |_| Answer::new(404)),
         ("429 with a wait", |_| Answer::new(429).header("Retry-After", "1")),
         ("502 until a date", |_| Answer::new(502).header("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT")),
         ("a cut body", |answer| answer.cut(1000)),

@@ -43,6 +43,11 @@ fn known(host: &str) -> (Options, tempfile::NamedTempFile) {
 
 /// A registry that wants tokens, and gives them itself: each is good for `uses` requests.
 fn with_tokens(uses: usize) -> (Faults, Arc<AtomicUsize>) {
+    with_tokens_and(uses, std::convert::identity)
+}
+
+/// The same, with answers that are changed.
+fn with_tokens_and(uses: usize, change: fn(Answer) -> Answer) -> (Faults, Arc<AtomicUsize>) {
     let logins = Arc::new(AtomicUsize::new(0));
     let (count, used, content) = (Arc::clone(&logins), AtomicUsize::new(0), content());
     let server = Faults::start(move |asked: &Asked, _| {
@@ -57,7 +62,7 @@ fn with_tokens(uses: usize) -> (Faults, Arc<AtomicUsize>) {
         }
         let good = format!("Bearer t{}", count.load(Ordering::SeqCst));
         if asked.header("authorization") == Some(&good) && used.fetch_add(1, Ordering::SeqCst) < uses {
-            return content.answer(asked);
+            return change(content.answer(asked));
         }
         let host = asked.header("host").unwrap_or_default();
         Answer::new(401).header("WWW-Authenticate", format!(r#"Bearer realm="http://{host}/token",service="s""#))
@@ -92,6 +97,68 @@ async fn a_token_that_expires_is_renewed_also_in_the_middle_of_a_blob() {
         );
     }
     assert!(logins.load(Ordering::SeqCst) >= 3);
+}
+
+/// A registry that wants tokens of a server that answers with `answer`; its argument counts the tokens asked for.
+fn with_token_server(answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> (Faults, Faults) {
+    let tokens = Faults::start(move |_, before| answer(before));
+    let (content, realm) = (content(), format!("http://{}/token", tokens.host()));
+    let registry = Faults::start(move |asked, _| match asked.header("authorization") {
+        Some("Bearer good") => content.answer(asked),
+        _ => Answer::new(401).header("WWW-Authenticate", format!(r#"Bearer realm="{realm}",service="s",scope="a b""#)),
+    });
+    (registry, tokens)
+}
+
+#[tokio::test]
+async fn a_token_server_that_stumbles_is_asked_again() {
+    for stumble in [
+        Answer::new(503).header("Retry-After", "1"),
+        Answer::new(429).body(r#"{"errors":[{"code":"DENIED"}]}"#),
+        Answer::new(500).body(r#"{"errors":[{"code":"DENIED"}]}"#),
+        Answer::new(200).body(r#"{"token":"good"}"#).cut(5),
+        Answer::silence(),
+    ] {
+        let (registry, tokens) = with_token_server(move |before| match before {
+            0 => stumble.clone(),
+            _ => Answer::new(200).body(r#"{"access_token":"good","expires_in":300}"#),
+        });
+        let source = open(&format!("{}/kit:v1", registry.host()), &options(6 * SECONDS)).await.unwrap();
+        check(source.range(&descriptor(&layer()), 0..10).await.unwrap(), &layer()[..10]);
+        let asked = tokens.asked();
+        assert!(asked.len() == 2 && asked[0].path == "/token?scope=a+b&service=s", "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_that_fails_is_out_of_reach_and_one_that_refuses_denies() {
+    let error = async |answer: Answer| {
+        let (registry, _tokens) = with_token_server(move |_| answer.clone());
+        let source = open(&format!("{}/kit:v1", registry.host()), &options(2 * SECONDS)).await.unwrap();
+        source.range(&descriptor(&layer()), 0..10).await.unwrap_err()
+    };
+    let refusal = r#"{"errors":[{"code":"DENIED","message":"no"}]}"#;
+    for answer in [Answer::new(500).body(refusal), Answer::new(502), Answer::new(429), Answer::silence()] {
+        let error = error(answer).await;
+        assert!(matches!(error, SourceError::Unreachable { .. }), "{error}");
+    }
+    for answer in [Answer::new(401), Answer::new(403).body(refusal), Answer::new(400)] {
+        let error = error(answer).await;
+        assert!(matches!(error, SourceError::Denied { .. }), "{error}");
+    }
+    for body in ["", "[]", "{}", r#"{"token":1}"#, "{\"token\":\"a\\nb\"}"] {
+        let error = error(Answer::new(200).body(body)).await;
+        assert!(matches!(error, SourceError::Malformed { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_expires_at_every_break_gets_a_range_to_its_end() {
+    let (server, logins) = with_tokens_and(1, |answer| answer.cut(700_000));
+    let (options, _file) = known(&server.host());
+    let source = open(&format!("{}/kit:v1", server.host()), &options).await.unwrap();
+    check(source.range(&descriptor(&layer()), 0..3_000_000).await.unwrap(), &layer());
+    assert!(logins.load(Ordering::SeqCst) >= 4);
 }
 
 #[tokio::test]
