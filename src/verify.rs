@@ -425,6 +425,13 @@ impl LocalKey {
         sealed
     }
 
+    /// A hash of `content` for `purpose` that says nothing to whoever does not have this key.
+    pub fn hash(&self, content: &[u8], purpose: &str) -> [u8; 32] {
+        let mut mac = self.mac(purpose);
+        mac.update(content);
+        mac.finalize().into_bytes().into()
+    }
+
     fn mac(&self, purpose: &str) -> Hmac<Sha256> {
         let mut block = [0u8; 64];
         block[..32].copy_from_slice(&self.0);

@@ -106,6 +106,7 @@ impl Kits {
             filters: &self.config.filters,
             freshness: self.config.freshness,
             source: &self.config.source,
+            access_ttl: self.config.access_ttl,
             policies,
             limits: &Limits::default(),
             signatures,

@@ -34,6 +34,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::cli::arguments::Invocation;
 use crate::cli::arguments::PolicyTask;
@@ -55,6 +56,9 @@ use crate::mounts;
 /// Runs the command line, program name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<_> = arguments.into_iter().collect();
+    // Memory may hold passwords and private content, and a core dump would be read by others. Where this is refused
+    // there is no limit to lower.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     if let Some(exit) = mounts::background::<Service>(arguments.iter().cloned()) {
         return exit;
     }

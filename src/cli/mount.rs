@@ -93,6 +93,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
             plain_http: source.plain_http,
             ca_cert: source.ca_cert.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             registry_config: source.registry_config.as_deref().map(absolute).transpose()?,
+            access_ttl: config.access_ttl,
             freshness: config.freshness,
         },
         policy: PolicySettings {

@@ -175,6 +175,7 @@ impl Served for Service {
 
     fn ended(&self) {
         self.fs.workshop().audit.flush();
+        source::end_helpers();
         tracing::info!("the mount has ended");
     }
 }
@@ -204,6 +205,7 @@ async fn open(
         filters: &request.filters,
         freshness: request.source.freshness,
         source: options,
+        access_ttl: request.source.access_ttl,
         policies: &policies,
         limits: &Limits::default(),
         signatures: Signatures::Needed,

@@ -48,6 +48,8 @@ pub struct Config {
     pub memory: u64,
     /// How sources are reached.
     pub source: source::Options,
+    /// How long a registry's leave to have a kit stands while it cannot be asked.
+    pub access_ttl: Duration,
     /// Whether tags are asked for.
     pub freshness: Freshness,
     /// Who decides whether a kit may be used.
@@ -161,6 +163,7 @@ impl Config {
                 registry_config: readable(settings, "registry-config")?.pop(),
                 timeout,
             },
+            access_ttl: text(settings, "access-ttl", values::parse_age)?.unwrap_or(Duration::from_secs(24 * 60 * 60)),
             freshness: match (switch(settings, "offline")?, switch(settings, "require-fresh")?) {
                 (true, true) => return Err(conflict(settings, "offline", "require-fresh")),
                 (true, false) => Freshness::Offline,

@@ -155,6 +155,12 @@ pub const SETTINGS: &[Setting] = &[
         help: "The longest that a read waits for the source: 8s, 500ms, 2m [default: 60s]",
     },
     Setting {
+        name: "access-ttl",
+        kind: Kind::One("DURATION"),
+        scope: SOURCE,
+        help: "How long a registry's leave stands while it cannot be asked for a cached kit [default: 24h]",
+    },
+    Setting {
         name: "offline",
         kind: Kind::Switch,
         scope: SOURCE,

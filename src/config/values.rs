@@ -37,6 +37,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// How old something may be: `24h`, `30d`; `0s` for not at all.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration: write 24h, 30d or 0s"))
+}
+
 /// On or off, as variables and `--name=VALUE` say it.
 pub fn parse_switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {

@@ -81,6 +81,8 @@ pub struct SourceSettings {
     pub ca_cert: Vec<AbsolutePath>,
     /// `--registry-config`.
     pub registry_config: Option<AbsolutePath>,
+    /// `--access-ttl`.
+    pub access_ttl: Duration,
     /// `--offline`, `--require-fresh`, or neither.
     pub freshness: Freshness,
 }

@@ -32,6 +32,7 @@ use crate::resolve::ResolveError;
 use crate::resolve::Resolved;
 use crate::resolve::Seen;
 use crate::resolve::Signatures;
+use crate::resolve::access;
 use crate::source::Source;
 use crate::source::SourceError;
 use crate::store::SeenTag;
@@ -70,7 +71,7 @@ impl<'a> Chain<'a> {
             self.warnings.push(format!("{reference} was not asked for: using {digest}, which it named last"));
         }
         let name = Name { reference: reference.to_string(), names: self.query.names, version: reference.version() };
-        self.add_link(name, digest, Arc::new(source), filters).await?;
+        self.add_link(name, digest, how, Arc::new(source), filters).await?;
         let Some(filters) = Filter::for_parent(filters) else { return Ok(how) };
         while let Some(parent) = self.links.last().and_then(|link| link.contents.parent.clone()) {
             if self.links.len() > MAX_LINKS {
@@ -83,7 +84,7 @@ impl<'a> Chain<'a> {
             }
             let names = policy::names_of_parent(&parent);
             let name = Name { reference: parent.to_string(), names: &names, version: &parent.version };
-            self.add_link(name, digest, Arc::new(source), &filters).await?;
+            self.add_link(name, digest, how, Arc::new(source), &filters).await?;
         }
         Ok(how)
     }
@@ -92,14 +93,23 @@ impl<'a> Chain<'a> {
         &mut self,
         name: Name<'_>,
         digest: Digest,
+        how: Resolved,
         source: Arc<Source>,
         filters: &[Filter],
     ) -> Result<(), ResolveError> {
         let reference = &name.reference;
+        let was_named_now = how == Resolved::Registry && name.version.digest.is_none();
+        let is_asked = was_named_now || self.workshop.store.blob(&digest).is_none();
+        if !is_asked {
+            access::check(self.workshop, self.query, reference, &source, &digest).await?;
+        }
         let kit = audit::Kit { reference: reference.clone(), digest };
         let fetch = async || source.manifest(&digest).await;
         let manifest =
             small(self.workshop, &kit, &digest, &source, fetch).await.map_err(|error| error.of(reference))?;
+        if is_asked {
+            access::remember(self.workshop, &source, &digest);
+        }
         let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
         let config = manifest.parse::<Manifest>().map_err(no_kit)?.config.clone();
         let fetch = async || source.blob(&config).await;

@@ -86,6 +86,14 @@ pub enum ResolveError {
         /// The reference.
         reference: String,
     },
+    /// The cache has the kit, and whoever asks may not have it as far as is known.
+    #[error("access to {reference} is denied: {why}")]
+    NotAdmitted {
+        /// The kit.
+        reference: String,
+        /// Why that is not known.
+        why: String,
+    },
     /// What lies beside a kit could not be had.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -131,6 +139,7 @@ impl ResolveError {
             Self::Audit(error) => error.fault(),
             Self::Refused { .. } => Fault::Refused,
             Self::NeverSeen { .. } | Self::NeverAsked { .. } => Fault::Unreachable,
+            Self::NotAdmitted { .. } => Fault::Denied,
             Self::Stopped
             | Self::ConfigSize { .. }
             | Self::NoKit { .. }

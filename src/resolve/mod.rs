@@ -6,10 +6,12 @@
 //! it through. What is small and proved is kept in the store, so that a kit that was seen once needs no
 //! network.
 
+mod access;
 mod chain;
 mod failure;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -75,6 +77,8 @@ pub struct Query<'a> {
     pub freshness: Freshness,
     /// How its source is reached.
     pub source: &'a source::Options,
+    /// How long its source's leave to have it stands while it cannot be asked again.
+    pub access_ttl: Duration,
     /// Who decides.
     pub policies: &'a Policies,
     /// How much of what lies beside it is looked at.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -19,6 +20,7 @@ use base64::engine::GeneralPurposeConfig;
 use rustix::process::Pid;
 use rustix::process::Signal;
 use rustix::process::kill_process_group;
+use rustix::process::set_parent_process_death_signal;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
@@ -48,6 +50,35 @@ pub(super) enum Credential {
     },
     /// An OAuth2 refresh token.
     IdentityToken(String),
+}
+
+/// As whom a source is asked: somebody whom a registry knows by a secret, or anybody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Visitor(Vec<u8>);
+
+impl Visitor {
+    /// Whoever asks.
+    pub const ANYBODY: Self = Self(Vec::new());
+
+    /// What only this visitor knows: host, user and secret; nothing for anybody. It is kept as a keyed hash, if at all.
+    pub fn secret(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn known(host: &str, credential: &Credential) -> Self {
+        let (user, secret) = match credential {
+            Credential::Password { user, password } => (user.as_str(), password),
+            Credential::IdentityToken(token) => ("<token>", token),
+        };
+        let parts = [host, user, secret].into_iter();
+        Self(parts.flat_map(|part| (part.len() as u64).to_le_bytes().into_iter().chain(part.bytes())).collect())
+    }
+}
+
+impl fmt::Debug for Visitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::ANYBODY { "Anybody" } else { "Known" })
+    }
 }
 
 impl fmt::Debug for Credential {
@@ -156,16 +187,15 @@ impl Credentials {
         if helper.is_empty() || helper.contains('/') {
             return Err(unusable(&program, "that is no name of a credential helper"));
         }
-        let mut child = Command::new(&program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .kill_on_drop(true)
+        let mut command = Command::new(&program);
+        command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.process_group(0).kill_on_drop(true);
+        // SAFETY: between fork and exec this makes one system call, and allocates nothing.
+        unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
+        let mut child = command
             .spawn()
             .map_err(|error| unusable(&program, format!("the credential helper does not start: {error}")))?;
-        let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+        let group = Group::new(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         // Sooner than the request that waits for this, whose own end would say less.
         let limit = (self.timeout / 4 * 3).min(HELPER_TIMEOUT);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
@@ -189,7 +219,7 @@ impl Credentials {
             })?
             .map_err(|error| unusable(&program, error))?;
         // It ended by itself: its number may be another's now, and what it left running may be an agent.
-        group.0 = None;
+        group.has_ended();
         if !status.success() {
             // What Docker's helpers print when they have nothing for that server.
             let nothing = String::from_utf8_lossy(&answer).to_lowercase().contains("credentials not found");
@@ -208,15 +238,44 @@ impl Credentials {
     }
 }
 
-/// A process group that does not outlive this value.
+/// The groups of the helpers that run now.
+static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+/// Kills the credential helpers that still run: for a process that ends without looking back. One that is killed
+/// takes its helpers with it, though not what they have started themselves.
+pub fn end_helpers() {
+    for group in running().drain(..) {
+        // Nobody may be left in it, which is what is wanted.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+fn running() -> MutexGuard<'static, Vec<Pid>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The process group of a helper, which does not outlive this value.
 struct Group(Option<Pid>);
+
+impl Group {
+    fn new(leader: Option<Pid>) -> Self {
+        running().extend(leader);
+        Self(leader)
+    }
+
+    /// Its leader has been waited for: the number may be another's from now on.
+    fn has_ended(mut self) {
+        running().retain(|other| Some(*other) != self.0);
+        self.0 = None;
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // Nobody may be left in it, which is what is wanted.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        let mut running = running();
+        let Some(group) = self.0.filter(|group| running.contains(group)) else { return };
+        running.retain(|other| *other != group);
+        let _ = kill_process_group(group, Signal::KILL);
     }
 }
 

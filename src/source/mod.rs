@@ -31,6 +31,8 @@ use crate::reference::Version;
 pub use crate::source::companions::Companion;
 use crate::source::companions::Referrers;
 use crate::source::companions::Tags;
+pub use crate::source::credentials::Visitor;
+pub use crate::source::credentials::end_helpers;
 use crate::source::files::Extent;
 use crate::source::files::ExtentStream;
 use crate::source::kitops::Store;
@@ -158,6 +160,36 @@ impl Source {
             Kind::Kitops(store) => Reference::Kitops { name: store.repository().clone(), version },
             Kind::Lost { at, .. } => at.clone(),
         }
+    }
+
+    /// Asks whether the source lets us have the manifest of that digest. Of files on this host that says whether they
+    /// are there: who may read them is said by their modes.
+    pub async fn admits(&self, digest: &Digest) -> Result<(), SourceError> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.admits(digest).await,
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => self.extent(digest).await.map(drop),
+        }
+    }
+
+    /// As whom the source was asked last.
+    pub fn asked_as(&self) -> Visitor {
+        match &self.kind {
+            Kind::Registry(registry) => registry.asked_as(),
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => Visitor::ANYBODY,
+        }
+    }
+
+    /// As whom it would be asked if it wanted to know. Looks at the credentials, and asks no registry.
+    pub async fn visitor(&self) -> Result<Visitor, SourceError> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.visitor().await,
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => Ok(Visitor::ANYBODY),
+        }
+    }
+
+    /// Whether it is on this host.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, Kind::Layout(_) | Kind::Kitops(_))
     }
 
     /// The manifest of that digest, at most [`METADATA_LIMIT`] bytes.

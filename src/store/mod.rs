@@ -7,6 +7,7 @@
 //! The format is part of the path: another version of kitfs keeps its own beside this one.
 //! ```text
 //! CACHE/v1/
+//!       access/<hex>               sealed: when a source let somebody have a kit; named by a keyed hash of both
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
 //!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
 //!                                  read (`tar+gzip`); its mtime is its last use
@@ -24,6 +25,7 @@
 //! objects against their tree, everything else against the seal of this host's key. Losing or damaging
 //! any of them costs a fetch.
 
+mod access;
 mod lock;
 mod material;
 mod objects;
@@ -72,7 +74,9 @@ impl Store {
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
         let root = root.join(FORMAT);
-        for folder in ["blobs", "layers", "material", "objects", "partial", "records", "tags", "staging", "locks"] {
+        for folder in
+            ["access", "blobs", "layers", "material", "objects", "partial", "records", "tags", "staging", "locks"]
+        {
             let path = root.join(folder);
             make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }

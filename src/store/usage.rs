@@ -72,7 +72,7 @@ impl Store {
     /// Counts what the store holds, by looking at every file in it.
     pub fn usage(&self) -> io::Result<Usage> {
         let mut usage = Usage::default();
-        for folder in ["blobs", "layers", "material", "objects", "partial", "records", "tags", "staging"] {
+        for folder in ["access", "blobs", "layers", "material", "objects", "partial", "records", "tags", "staging"] {
             walk(&self.root.join(folder), &mut |_, metadata| {
                 usage.bytes += std::os::unix::fs::MetadataExt::blocks(metadata) * 512;
                 usage.objects += u64::from(folder == "objects");

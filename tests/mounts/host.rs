@@ -208,6 +208,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
         metadata: Metadata::Provisional,
         prefetch: Prefetch::Auto,
         source: SourceSettings {
+            access_ttl: std::time::Duration::from_secs(60),
             plain_http: false,
             ca_cert: Vec::new(),
             registry_config: None,

@@ -14,6 +14,7 @@ use reqwest::header::HeaderValue;
 use crate::source::SourceError;
 use crate::source::credentials::Credential;
 use crate::source::credentials::Credentials;
+use crate::source::credentials::Visitor;
 use crate::source::registry::Repository;
 use crate::source::registry::failure::Failure;
 use crate::source::registry::token::Realm;
@@ -31,6 +32,8 @@ pub(super) struct Login {
 #[derive(Default)]
 struct State {
     authorization: Option<HeaderValue>,
+    /// Whom the registry takes us for.
+    visitor: Option<Visitor>,
     /// Counts logins, those that failed among them.
     number: u64,
     /// How the last login failed, for those who waited for it.
@@ -54,6 +57,17 @@ impl Login {
         (state.authorization.clone(), state.number)
     }
 
+    /// As whom the registry is asked now.
+    pub(super) fn asked_as(&self) -> Visitor {
+        self.state().visitor.clone().unwrap_or(Visitor::ANYBODY)
+    }
+
+    /// As whom it would be asked if it wanted a login.
+    pub(super) async fn visitor(&self, host: &str) -> Result<Visitor, SourceError> {
+        let credential = self.credentials.find(host).await?;
+        Ok(credential.map_or(Visitor::ANYBODY, |credential| Visitor::known(host, &credential)))
+    }
+
     /// Logs in, unless somebody has done so since login `seen`, whose request was answered with `challenges`.
     pub(super) async fn renew(&self, repository: &Repository, seen: u64, challenges: &[String]) -> Result<(), Failure> {
         let _turn = self.turn.lock().await;
@@ -67,8 +81,9 @@ impl Login {
         let mut state = self.state();
         state.number += 1;
         match result {
-            Ok(authorization) => {
+            Ok((authorization, visitor)) => {
                 state.authorization = Some(authorization);
+                state.visitor = Some(visitor);
                 state.failure = None;
                 Ok(())
             }
@@ -80,7 +95,11 @@ impl Login {
         }
     }
 
-    async fn log_in(&self, repository: &Repository, challenges: &[String]) -> Result<HeaderValue, SourceError> {
+    async fn log_in(
+        &self,
+        repository: &Repository,
+        challenges: &[String],
+    ) -> Result<(HeaderValue, Visitor), SourceError> {
         let host = repository.http.host();
         let what = format!("{host}/{}", repository.reference.repository);
         let denied = |why: String| SourceError::Denied { what: what.clone(), why };
@@ -89,7 +108,8 @@ impl Login {
             secret_header(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
                 .ok_or_else(|| denied("the user name and password cannot be sent".into()))
         };
-        match (Challenge::of(challenges), credential) {
+        let visitor = credential.as_ref().map_or(Visitor::ANYBODY, |credential| Visitor::known(host, credential));
+        let authorization = match (Challenge::of(challenges), credential) {
             (Some(Challenge::Bearer(_)), Some(Credential::IdentityToken(_))) => Err(denied(format!(
                 "the credentials for {host} are an identity token, which kitfs cannot use: \
                  log in with a password or an access token"
@@ -107,7 +127,8 @@ impl Login {
                  or --registry-config"
             ))),
             (None, _) => Err(denied("the registry answers 401 Unauthorized, and does not say how to log in".into())),
-        }
+        }?;
+        Ok((authorization, visitor))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

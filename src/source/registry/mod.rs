@@ -31,6 +31,7 @@ use crate::source::METADATA_LIMIT;
 use crate::source::Options;
 use crate::source::SourceError;
 use crate::source::credentials::Credentials;
+use crate::source::credentials::Visitor;
 use crate::source::registry::auth::Login;
 use crate::source::registry::failure::Failure;
 use crate::source::registry::http::Http;
@@ -121,6 +122,31 @@ impl Registry {
             };
             request.after(failure).await?;
         }
+    }
+
+    /// Whether the registry lets us have a manifest.
+    pub(super) async fn admits(&self, digest: &Digest) -> Result<(), SourceError> {
+        let what = format!("manifest {digest} in {}", self.name());
+        let mut request = Request::new(self, what, format!("manifests/{digest}"));
+        let mut method = Method::HEAD;
+        loop {
+            match request.send(method.clone(), Part::Whole).await {
+                Ok(_) => return Ok(()),
+                // Not every registry knows HEAD.
+                Err(Failure::Odd(_) | Failure::Refused(_)) if method == Method::HEAD => method = Method::GET,
+                Err(failure) => request.after(failure).await?,
+            }
+        }
+    }
+
+    /// As whom the registry is asked now.
+    pub(super) fn asked_as(&self) -> Visitor {
+        self.0.login.asked_as()
+    }
+
+    /// As whom it would be asked if it wanted a login.
+    pub(super) async fn visitor(&self) -> Result<Visitor, SourceError> {
+        self.0.login.visitor(self.host()).await
     }
 
     pub(super) async fn manifest(&self, digest: &Digest) -> Result<Unverified, SourceError> {

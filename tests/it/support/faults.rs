@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::kit::Packed;
@@ -50,6 +51,8 @@ enum Manner {
     Chunked,
     /// Some bytes, and then the connection is closed.
     Cut(usize),
+    /// Some bytes, and then the connection is reset.
+    Reset(usize),
     /// Some bytes, and then nothing.
     Stall(usize),
     /// A byte each time.
@@ -93,6 +96,12 @@ impl Answer {
     /// Hangs up after so many bytes of the body.
     pub fn cut(mut self, after: usize) -> Self {
         self.manner = Manner::Cut(after);
+        self
+    }
+
+    /// Resets the connection after so many bytes of the body.
+    pub fn reset(mut self, after: usize) -> Self {
+        self.manner = Manner::Reset(after);
         self
     }
 
@@ -145,6 +154,13 @@ impl Content {
         self.tag("v1", &manifest);
     }
 
+    /// What a registry holds that a kit was pushed to as `v1`.
+    pub fn of(kit: &Packed) -> Self {
+        let mut content = Self::default();
+        content.add_kit(kit);
+        content
+    }
+
     pub fn tag(&mut self, tag: &str, digest: &str) {
         self.tags.insert(tag.into(), digest.into());
     }
@@ -173,11 +189,15 @@ impl Content {
     }
 }
 
+type Answers = dyn Fn(&Asked, usize) -> Answer + Send + Sync;
+
 /// The server. It ends when it is dropped.
 pub struct Faults {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
-    is_over: Arc<AtomicBool>,
+    answer: Arc<Answers>,
+    /// Whether what listens now is to end, and its thread.
+    listening: Mutex<Option<(Arc<AtomicBool>, JoinHandle<()>)>>,
 }
 
 impl Faults {
@@ -185,20 +205,9 @@ impl Faults {
     pub fn start(answer: impl Fn(&Asked, usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (all, over, answer) = (Arc::clone(&asked), Arc::clone(&is_over), Arc::new(answer));
-        std::thread::spawn(move || {
-            for peer in listener.incoming().flatten() {
-                if over.load(Ordering::Relaxed) {
-                    return;
-                }
-                let (all, over, answer) = (Arc::clone(&all), Arc::clone(&over), Arc::clone(&answer));
-                // A client that hangs up is what many tests are about.
-                std::thread::spawn(move || serve(peer, &all, &over, &*answer).ok());
-            }
-        });
-        Self { address, asked, is_over }
+        let server = Self { address, asked: Arc::default(), answer: Arc::new(answer), listening: Mutex::new(None) };
+        server.listen(listener);
+        server
     }
 
     /// A registry without faults.
@@ -215,28 +224,54 @@ impl Faults {
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().expect("no test panics there").clone()
     }
+
+    /// Ends all connections and refuses new ones.
+    pub fn close(&self) {
+        let Some((is_over, thread)) = self.listening.lock().expect("no test panics there").take() else { return };
+        is_over.store(true, Ordering::Relaxed);
+        // The listener looks at the flag when somebody comes.
+        TcpStream::connect(self.address).ok();
+        thread.join().ok();
+    }
+
+    /// Takes connections again, at the same address.
+    pub fn open(&self) {
+        self.listen(TcpListener::bind(self.address).expect("our own port, which nobody was given"));
+    }
+
+    fn listen(&self, listener: TcpListener) {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (all, over, answer) = (Arc::clone(&self.asked), Arc::clone(&is_over), Arc::clone(&self.answer));
+        let thread = std::thread::spawn(move || {
+            for peer in listener.incoming().flatten() {
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (all, over, answer) = (Arc::clone(&all), Arc::clone(&over), Arc::clone(&answer));
+                // A client that hangs up is what many tests are about.
+                std::thread::spawn(move || serve(peer, &all, &over, &*answer).ok());
+            }
+        });
+        *self.listening.lock().expect("no test panics there") = Some((is_over, thread));
+    }
 }
 
 impl Drop for Faults {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        // The listener looks at the flag when somebody comes.
-        TcpStream::connect(self.address).ok();
+        self.close();
     }
 }
 
-fn serve(
-    peer: TcpStream,
-    all: &Mutex<Vec<Asked>>,
-    over: &AtomicBool,
-    answer: &dyn Fn(&Asked, usize) -> Answer,
-) -> std::io::Result<()> {
+fn serve(peer: TcpStream, all: &Mutex<Vec<Asked>>, over: &AtomicBool, answer: &Answers) -> std::io::Result<()> {
     peer.set_nodelay(true)?;
     let mut writer = peer.try_clone()?;
     let mut reader = BufReader::new(peer);
     while let Some(asked) = read(&mut reader)? {
         if asked.method.is_empty() {
             return writer.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        }
+        if over.load(Ordering::Relaxed) {
+            return Ok(());
         }
         let before = {
             let mut all = all.lock().expect("no test panics there");
@@ -312,6 +347,12 @@ fn write(peer: &mut TcpStream, asked: &Asked, answer: &Answer, over: &AtomicBool
             peer.shutdown(std::net::Shutdown::Both)?;
             Err(std::io::ErrorKind::ConnectionAborted.into())
         }
+        Manner::Reset(after) => {
+            peer.write_all(&answer.body[..after.min(answer.body.len())])?;
+            // Without time to linger, closing a socket resets its connection.
+            rustix::net::sockopt::set_socket_linger(&*peer, Some(Duration::ZERO))?;
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        }
         Manner::Stall(after) => {
             peer.write_all(&answer.body[..after.min(answer.body.len())])?;
             hang()
@@ -329,6 +370,9 @@ fn write(peer: &mut TcpStream, asked: &Asked, answer: &Answer, over: &AtomicBool
         }
         Manner::Trickle(pause) => {
             for byte in &answer.body {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
                 peer.write_all(&[*byte])?;
                 std::thread::sleep(pause);
             }

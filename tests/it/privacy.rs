@@ -1,0 +1,223 @@
+//! A cache that many share keeps private what is private: a kit that was had with credentials is shown to those whom its
+//! source lets have it, and no secret is written anywhere.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use base64::Engine as _;
+
+use crate::support::faults::{Answer, Content, Faults};
+use crate::support::host;
+use crate::support::kit::{Kit, Layout, Packed};
+use crate::support::kitfs::{Kitfs, Output};
+use crate::support::tree::Tree;
+
+/// In no other text.
+const SECRET: &str = "TOPSECRET-sesame";
+const OTHER: &str = "OTHERSECRET-sesame";
+
+fn encoded(password: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(format!("reader:{password}"))
+}
+
+/// A registry that lets `reader` in with either password, until it is told not to.
+struct Private {
+    kit: Packed,
+    server: Faults,
+    is_open: Arc<AtomicBool>,
+    lets_nobody_in: Arc<AtomicBool>,
+}
+
+impl Private {
+    fn new() -> Self {
+        let kit = Kit::usual("usual").pack();
+        let content = Content::of(&kit);
+        let (is_open, lets_nobody_in) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (open, nobody) = (Arc::clone(&is_open), Arc::clone(&lets_nobody_in));
+        let server = Faults::start(move |asked, _| {
+            let sent = asked.header("authorization").unwrap_or_default();
+            let is_known = [SECRET, OTHER].iter().any(|password| sent == format!("Basic {}", encoded(password)));
+            match (nobody.load(Ordering::SeqCst), open.load(Ordering::SeqCst) || is_known) {
+                (true, _) => Answer::new(403),
+                (false, true) => content.answer(asked),
+                (false, false) => Answer::new(401).header("WWW-Authenticate", r#"Basic realm="kits""#),
+            }
+        });
+        Self { kit, server, is_open, lets_nobody_in }
+    }
+
+    fn by_tag(&self) -> String {
+        format!("{}/kit:v1", self.server.host())
+    }
+
+    fn by_digest(&self) -> String {
+        format!("{}/kit@{}", self.server.host(), self.kit.digest())
+    }
+
+    /// A credentials file in an installation.
+    fn credentials(&self, kitfs: &Kitfs, password: &str) -> PathBuf {
+        let file = kitfs.path(&format!("{}.json", &password[..5]));
+        let config = format!(r#"{{"auths":{{"{}":{{"auth":"{}"}}}}}}"#, self.server.host(), encoded(password));
+        std::fs::write(&file, config).expect("our own directory");
+        file
+    }
+}
+
+/// Reads a file of the kit with these credentials, or none.
+fn cat(kitfs: &Kitfs, reference: &str, credentials: Option<&Path>, more: &[&str]) -> Output {
+    let nobody = kitfs.path("nobody.json");
+    std::fs::write(&nobody, "{}").expect("our own directory");
+    let credentials = credentials.unwrap_or(&nobody).to_str().expect("a plain name");
+    let mut words = vec!["cat", reference, "README.md", "--registry-config", credentials, "--read-timeout", "2s"];
+    words.extend(more);
+    kitfs.run(&words)
+}
+
+#[test]
+fn what_was_had_with_credentials_is_not_shown_to_others() {
+    let kitfs = Kitfs::new();
+    let private = Private::new();
+    let (one, other) = (private.credentials(&kitfs, SECRET), private.credentials(&kitfs, OTHER));
+    let (tag, digest) = (private.by_tag(), private.by_digest());
+    let config = one.to_str().expect("a plain name");
+    kitfs.run(&["pull", &tag, "--registry-config", config]).expect(0);
+    for reference in [&tag, &digest] {
+        assert_eq!(cat(&kitfs, reference, Some(&one), &[]).expect(0).stdout, b"# usual\n");
+        cat(&kitfs, reference, Some(&one), &["--offline"]).expect(0);
+        // Not asked, nobody else is known; asked, the source decides.
+        for more in [&["--offline"][..], &[]] {
+            let output = cat(&kitfs, reference, None, more).expect(4);
+            assert!(output.stdout.is_empty() && output.stderr.contains("denied"), "{output}");
+        }
+        cat(&kitfs, reference, Some(&one), &["--offline", "--access-ttl", "0s"]).expect(4).says("--access-ttl");
+    }
+    cat(&kitfs, &digest, Some(&other), &["--offline"]).expect(4);
+    cat(&kitfs, &digest, Some(&other), &[]).expect(0);
+    cat(&kitfs, &digest, Some(&other), &["--offline"]).expect(0);
+    if host::can_mount() {
+        let nobody = kitfs.path("nobody.json");
+        let (mount, output) =
+            kitfs.try_mount(&digest, &["--registry-config".as_ref(), nobody.as_os_str()], Path::new("/"));
+        assert!(mount.is_none() && output.code == 4, "{output}");
+    }
+}
+
+#[test]
+fn leave_that_was_taken_back_is_gone_also_without_the_registry() {
+    let kitfs = Kitfs::new();
+    let private = Private::new();
+    let one = private.credentials(&kitfs, SECRET);
+    let digest = private.by_digest();
+    cat(&kitfs, &digest, Some(&one), &[]).expect(0);
+    private.lets_nobody_in.store(true, Ordering::SeqCst);
+    cat(&kitfs, &digest, Some(&one), &[]).expect(4);
+    cat(&kitfs, &digest, Some(&one), &["--offline"]).expect(4);
+    private.server.close();
+    cat(&kitfs, &digest, Some(&one), &[]).expect(4);
+}
+
+#[test]
+fn what_anybody_may_have_needs_no_registry_and_no_credentials() {
+    let kitfs = Kitfs::new();
+    let private = Private::new();
+    private.is_open.store(true, Ordering::SeqCst);
+    let one = private.credentials(&kitfs, SECRET);
+    let digest = private.by_digest();
+    kitfs.run(&["pull", &digest, "--registry-config", one.to_str().expect("a plain name")]).expect(0);
+    private.server.close();
+    let asked = private.server.asked().len();
+    for credentials in [Some(one.as_path()), None] {
+        cat(&kitfs, &digest, credentials, &["--access-ttl", "0s"]).expect(0);
+    }
+    assert_eq!(private.server.asked().len(), asked);
+}
+
+#[test]
+fn a_layout_that_does_not_have_a_kit_does_not_open_the_cache() {
+    let kitfs = Kitfs::new();
+    let private = Private::new();
+    let one = private.credentials(&kitfs, SECRET);
+    cat(&kitfs, &private.by_digest(), Some(&one), &[]).expect(0);
+    let layout = Layout::create(kitfs.path("layout"));
+    let reference = format!("oci:{}@{}", layout.path().display(), private.kit.digest());
+    cat(&kitfs, &reference, None, &[]).expect(3);
+    // Another registry that refuses, for the same digest.
+    let other = Faults::start(|_, _| Answer::new(403));
+    cat(&kitfs, &format!("{}/kit@{}", other.host(), private.kit.digest()), None, &[]).expect(4);
+}
+
+#[test]
+fn a_mount_outlives_its_credentials() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let private = Private::new();
+    let one = private.credentials(&kitfs, SECRET);
+    let mount = kitfs.mount_with(&private.by_tag(), &["--registry-config".as_ref(), one.as_os_str()]);
+    Tree::read(mount.path()).without("Kitfile").assert_is(&private.kit.tree, "cold");
+    private.lets_nobody_in.store(true, Ordering::SeqCst);
+    let pid = rustix::process::Pid::from_raw(mount.process("pid")).expect("a process id");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
+    Tree::read(mount.path()).without("Kitfile").assert_is(&private.kit.tree, "after a takeover");
+    mount.unmount();
+}
+
+#[test]
+fn no_secret_is_written_and_files_are_private() {
+    let kitfs = Kitfs::new().with("KITFS_LOG_LEVEL", "trace");
+    let private = Private::new();
+    let one = private.credentials(&kitfs, SECRET);
+    let config = one.to_str().expect("a plain name");
+    let secrets = [SECRET.to_owned(), encoded(SECRET)];
+    let silent = |what: &str, bytes: &[u8]| {
+        for secret in &secrets {
+            let is_there = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!is_there, "{what} has a secret in it");
+        }
+    };
+    let hear = |output: Output| {
+        silent("standard output", &output.stdout);
+        silent("standard error", output.stderr.as_bytes());
+        output
+    };
+    hear(kitfs.run(&["pull", &private.by_tag(), "--registry-config", config])).expect(0);
+    hear(kitfs.run(&["status", "--output", "json"])).expect(0);
+    if host::can_mount() {
+        let mount = kitfs.mount_with(&private.by_tag(), &["--registry-config", config]);
+        Tree::read(mount.path()).without("Kitfile").assert_is(&private.kit.tree, "private");
+        for key in ["pid", "holder_pid"] {
+            let process = format!("/proc/{}", mount.process(key));
+            for part in ["cmdline", "environ", "comm"] {
+                silent(part, &std::fs::read(format!("{process}/{part}")).expect("it runs"));
+            }
+            let limits = std::fs::read_to_string(format!("{process}/limits")).expect("it runs");
+            let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+            assert_eq!(core.split_whitespace().nth(4), Some("0"), "memory may hold a secret: {core}");
+        }
+        silent("the mount table", mount.table_entry().as_bytes());
+        mount.unmount();
+    }
+    private.lets_nobody_in.store(true, Ordering::SeqCst);
+    hear(kitfs.run(&["verify", &private.by_tag(), "--registry-config", config, "--require-fresh"])).expect(4);
+    let mut open = vec![kitfs.path("cache"), kitfs.path("state")];
+    while let Some(path) = open.pop() {
+        let data = std::fs::symlink_metadata(&path).expect("it is there");
+        let (mode, shown) = (data.mode() & 0o7777, path.display());
+        if data.is_dir() {
+            let is_given = [kitfs.path("cache"), kitfs.path("state")].contains(&path);
+            assert!(is_given || mode == 0o700, "{shown} has mode {mode:o}");
+            open.extend(
+                std::fs::read_dir(&path).expect("our own directory").map(|entry| entry.expect("a name").path()),
+            );
+        } else if data.is_file() {
+            let is_lock = path.parent().is_some_and(|parent| parent.ends_with("locks"));
+            let is_of_cache = path.starts_with(kitfs.path("cache")) && !is_lock;
+            assert!(mode == if is_of_cache { 0o400 } else { mode & 0o600 }, "{shown} has mode {mode:o}");
+            silent(&shown.to_string(), &std::fs::read(&path).expect("our own file"));
+        }
+    }
+    assert!(std::fs::metadata(kitfs.path("state/key")).expect("the key").permissions().mode() & 0o077 == 0);
+}
