@@ -33,3 +33,4 @@ pub mod buffers;
 pub mod verity;
 pub mod reference;
 pub mod digest;
+pub mod sha256;

@@ -20,7 +20,7 @@ use sha2::Sha256;
 
 use crate::buffers::{BUFFER, Buffers};
 use crate::digest::{Digest, Hasher};
-use crate::verity::{self, FileTree, VerityDigest};
+use crate::verity::{self, FileTree, TreeBuilder, VerityDigest};
 
 /// Bytes as they came off a disk or a wire. Nothing is known about them.
 #[derive(Clone, Debug)]
@@ -195,6 +195,15 @@ impl LayerCheck {
     /// Takes the next bytes of the layer, in order.
     pub fn update(&mut self, piece: &Unverified) {
         self.hasher.update(&piece.0);
+    }
+
+    /// Takes the next bytes of the layer, at which somebody has looked ahead. Where they are a file's, its
+    /// tree is made of the very same bytes, for little more than the price of the layer's digest.
+    pub fn update_with(&mut self, bytes: &[u8], tree: Option<&mut TreeBuilder>) {
+        match tree {
+            Some(tree) => tree.update_beside(&mut self.hasher, bytes),
+            None => self.hasher.update(bytes),
+        }
     }
 
     /// Compares, after the last byte.

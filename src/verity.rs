@@ -17,7 +17,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+
+use crate::digest::Hasher;
+use crate::sha256::{self, Sha256};
 
 /// Bytes in a data block and in a hash block.
 pub const BLOCK: usize = 4096;
@@ -41,7 +43,7 @@ impl VerityDigest {
         descriptor[2] = 12; // log2 of the block size
         descriptor[8..16].copy_from_slice(&size.to_le_bytes());
         descriptor[16..48].copy_from_slice(&root(units));
-        Self(Sha256::digest(descriptor).into())
+        Self(Sha256::of(&descriptor))
     }
 
     /// The hash value in lower-case hexadecimal.
@@ -110,58 +112,51 @@ impl FileTree {
 #[derive(Debug, Default)]
 pub struct TreeBuilder {
     size: u64,
+    /// The block that is being hashed; `size` says how far it is.
+    block: Sha256,
     /// Leaf hashes of the unit that is being filled.
     leaves: Vec<Hash>,
-    /// The block that is being filled, in a file that arrives in odd pieces.
-    block: Vec<u8>,
     units: Vec<Hash>,
 }
 
 impl TreeBuilder {
-    /// Takes the next bytes of the file.
-    pub fn update(&mut self, mut bytes: &[u8]) {
-        self.size += bytes.len() as u64;
-        if !self.block.is_empty() {
-            let (head, rest) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
-            self.block.extend_from_slice(head);
-            bytes = rest;
-            if self.block.len() < BLOCK {
-                return;
+    /// Takes the next bytes of the file, which are also the next that `flat` takes: the two together cost
+    /// about as much as one of them.
+    pub fn update_beside(&mut self, flat: &mut Hasher, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (head, rest) = bytes.split_at(bytes.len().min(BLOCK - self.filled()));
+            flat.update_beside(&mut self.block, head);
+            self.size += head.len() as u64;
+            if self.filled() == 0 {
+                self.close_block();
             }
-            let leaf = block_hash(&self.block);
-            self.block.clear();
-            self.push(leaf);
+            bytes = rest;
         }
-        let mut blocks = bytes.chunks_exact(BLOCK);
-        for block in &mut blocks {
-            self.push(block_hash(block));
-        }
-        self.block.extend_from_slice(blocks.remainder());
     }
 
-    fn push(&mut self, leaf: Hash) {
-        self.leaves.push(leaf);
+    /// How much of the current block is there.
+    fn filled(&self) -> usize {
+        (self.size % BLOCK as u64) as usize
+    }
+
+    fn close_block(&mut self) {
+        self.leaves.push(std::mem::take(&mut self.block).finish());
         if self.leaves.len() == UNIT as usize / BLOCK {
             self.close_unit();
         }
     }
 
     fn close_unit(&mut self) {
-        let mut hash_block = [0u8; BLOCK];
-        for (place, leaf) in hash_block.chunks_exact_mut(32).zip(&self.leaves) {
-            place.copy_from_slice(leaf);
-        }
         let is_only_block = self.units.is_empty() && self.leaves.len() == 1;
-        let unit = if is_only_block { self.leaves[0] } else { Sha256::digest(hash_block).into() };
-        self.units.push(unit);
+        self.units.push(if is_only_block { self.leaves[0] } else { hash_block(&self.leaves) });
         self.leaves.clear();
     }
 
     /// The tree, after the last byte.
     pub fn finish(mut self) -> FileTree {
-        if !self.block.is_empty() {
-            let leaf = block_hash(&self.block);
-            self.push(leaf);
+        if self.filled() != 0 {
+            self.block.update(&ZEROS[self.filled()..]);
+            self.close_block();
         }
         if !self.leaves.is_empty() {
             self.close_unit();
@@ -182,40 +177,42 @@ pub fn unit_count(size: u64) -> u64 {
 /// In a file of one block there is no hash block: the hash of the block itself stands for the unit,
 /// as it stands for the root in the kernel's tree.
 pub fn unit_hash(data: &[u8], file_size: u64) -> Hash {
-    let mut hash_block = [0u8; BLOCK];
-    for (leaf, block) in hash_block.chunks_exact_mut(32).zip(data.chunks(BLOCK)) {
-        leaf.copy_from_slice(&block_hash(block));
+    let (whole, last) = data.as_chunks::<BLOCK>();
+    let mut leaves = Vec::with_capacity(UNIT as usize / BLOCK);
+    let (pairs, single) = whole.as_chunks::<2>();
+    for [first, second] in pairs {
+        leaves.extend(sha256::of_two(first, second));
     }
-    if file_size <= BLOCK as u64 {
-        let mut leaf = Hash::default();
-        leaf.copy_from_slice(&hash_block[..32]);
-        return leaf;
+    leaves.extend(single.iter().map(|block| Sha256::of(block)));
+    if !last.is_empty() {
+        let mut hasher = Sha256::new();
+        hasher.update(last);
+        hasher.update(&ZEROS[last.len()..]);
+        leaves.push(hasher.finish());
     }
-    Sha256::digest(hash_block).into()
+    match leaves[..] {
+        [only] if file_size <= BLOCK as u64 => only,
+        _ => hash_block(&leaves),
+    }
 }
 
-fn block_hash(block: &[u8]) -> Hash {
-    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+/// What pads the last block of a file.
+const ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// The hash of a hash block: at most 128 hashes, and zeros.
+fn hash_block(hashes: &[Hash]) -> Hash {
+    let hashes = hashes.as_flattened();
     let mut hasher = Sha256::new();
-    hasher.update(block);
-    hasher.update(&ZEROS[block.len()..]);
-    hasher.finalize().into()
+    hasher.update(hashes);
+    hasher.update(&ZEROS[hashes.len()..]);
+    hasher.finish()
 }
 
 /// The root over the units. No units: the file is empty, and its root is all zeros.
 fn root(units: &[Hash]) -> Hash {
     let mut level: Vec<Hash> = units.to_vec();
     while level.len() > 1 {
-        level = level
-            .chunks(128)
-            .map(|hashes| {
-                let mut block = [0u8; BLOCK];
-                for (place, hash) in block.chunks_exact_mut(32).zip(hashes) {
-                    place.copy_from_slice(hash);
-                }
-                Sha256::digest(block).into()
-            })
-            .collect();
+        level = level.chunks(BLOCK / 32).map(hash_block).collect();
     }
     level.first().copied().unwrap_or_default()
 }
@@ -223,6 +220,7 @@ fn root(units: &[Hash]) -> Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
 
     fn digest(data: &[u8]) -> String {
         let size = data.len() as u64;
@@ -230,8 +228,12 @@ mod tests {
         let tree = FileTree::new(size, units).unwrap();
         for piece in [1000, BLOCK, 100_000, UNIT as usize + 1] {
             let mut builder = TreeBuilder::default();
-            data.chunks(piece).for_each(|bytes| builder.update(bytes));
+            let mut flat = Digest::of(b"").hasher();
+            // What lies ahead of the file in its layer.
+            flat.update(&[1; 512]);
+            data.chunks(piece).for_each(|bytes| builder.update_beside(&mut flat, bytes));
             assert_eq!(builder.finish(), tree, "{} bytes in pieces of {piece}", data.len());
+            assert_eq!(flat.finish(), Digest::of(&[&[1; 512], data].concat()));
         }
         tree.verity.to_string()
     }

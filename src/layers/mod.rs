@@ -41,6 +41,7 @@ use crate::kit::media::Compression;
 use crate::kit::media::Format;
 use crate::layers::admission::Admission;
 use crate::layers::download::Piece;
+use crate::layers::splitter::Split;
 use crate::layers::splitter::Target;
 use crate::ledger::Ledger;
 use crate::source::Source;
@@ -67,7 +68,7 @@ const LEAST_BUFFERS: usize = 8;
 /// How much longer than promised a blob may be and still be read, to tell what it is.
 const SURPLUS: u64 = 64 * 1024 * 1024;
 
-/// Pieces that may wait for the hash and for the splitter.
+/// Pieces that may wait for the splitter, and for the check of a compressed layer.
 const QUEUE: usize = 8;
 
 /// What all layers of a mount or a command share.
@@ -417,19 +418,10 @@ impl Layer {
         self.agree(proof.covers(index))
     }
 
-    /// One pass over the bytes of the layer: fetched in parallel, hashed and split side by side.
+    /// One pass over the bytes of the layer: fetched in parallel, hashed and split while they come.
     async fn pass(&self, target: Target) -> Result<(LayerProof, Index, Target), LayerError> {
         let layer = *self.digest();
-        let stopped = |_| LayerError::Stopped { layer };
-        let (to_hash, mut hashed) = mpsc::channel::<Piece>(QUEUE);
         let (to_split, split) = mpsc::channel::<Piece>(QUEUE);
-        let hashing = tokio::task::spawn_blocking(move || {
-            let mut check = LayerCheck::new(layer);
-            while let Some(piece) = hashed.blocking_recv() {
-                check.update(&piece.bytes);
-            }
-            check.finish()
-        });
         let spec = self.spec.clone();
         let splitting = tokio::task::spawn_blocking(move || splitter::split(&spec, split, target));
         self.received.store(0, Ordering::Relaxed);
@@ -442,22 +434,18 @@ impl Layer {
             let len = piece.bytes.len() as u64;
             self.received.fetch_add(len, Ordering::Relaxed);
             self.workshop.ledger.add_fetched(len);
-            // A splitter that gave up has found the layer malformed. Whether it was also tampered with
-            // is told by the hash, which therefore runs on to the end.
-            let _given_up = to_split.send(piece.clone()).await;
-            to_hash.send(piece).await.map_err(|_| LayerError::Stopped { layer })?;
+            to_split.send(piece).await.map_err(|_| LayerError::Stopped { layer })?;
         }
-        drop((to_hash, to_split));
-        let checked = hashing.await.map_err(stopped)?;
-        let split = splitting.await.map_err(stopped)?;
+        drop(to_split);
+        let Split { proof, files } = splitting.await.map_err(|_| LayerError::Stopped { layer })?;
         let source = || self.source.name();
-        let proof = checked.map_err(|mismatch| {
+        let proof = proof.map_err(|mismatch| {
             self.tell_mismatch(&mismatch);
             LayerError::Mismatch { layer, from: source(), source: mismatch }
         })?;
         let (kit, size) = (self.kit.clone(), self.spec.descriptor.size);
         self.workshop.audit.record_soon(Event::LayerProved { kit, layer, size, source: source(), repeated: 0 });
-        match split {
+        match files {
             Ok((index, target)) => Ok((proof, index, target)),
             Err(SplitError::Store(source)) => Err(LayerError::Store { layer, source }),
             Err(error) => Err(self.malformed(error)),

@@ -1,7 +1,7 @@
 //! Splits the bytes of a layer into files while they stream by.
 //!
-//! It runs beside the check of the layer's digest and ahead of its result: what it writes is in a
-//! staging area, and what it says is a draft, until the proof of the layer covers both.
+//! It looks at bytes while their digest is being computed and ahead of the result: what it writes is in
+//! a staging area, and what it says is a draft, until the proof of the layer covers both.
 
 use std::io;
 
@@ -28,9 +28,13 @@ use crate::kit::tar::Member;
 use crate::kit::tar::MemberKind;
 use crate::kit::tar::TarError;
 use crate::kit::tar::TarReader;
+use crate::layers::QUEUE;
 use crate::layers::download::Piece;
 use crate::store::Staged;
 use crate::store::Staging;
+use crate::verify::DigestMismatch;
+use crate::verify::LayerCheck;
+use crate::verify::LayerProof;
 use crate::verity::TreeBuilder;
 
 /// Where the files of a layer go.
@@ -42,34 +46,127 @@ pub(super) enum Target {
     Nowhere,
 }
 
-/// Reads a layer to its end and splits it. The index comes back with the target; it is a draft.
-pub(super) fn split(
+/// What became of a layer that was read to its end.
+#[derive(Debug)]
+pub(super) struct Split {
+    /// Whether its bytes were what its digest says.
+    pub(super) proof: Result<LayerProof, DigestMismatch>,
+    /// A draft of its index, and the target with its files.
+    pub(super) files: Result<(Index, Target), SplitError>,
+}
+
+/// Reads a layer to its end, checks its digest and splits it.
+///
+/// Whoever gives up splitting has found the layer malformed. Whether it was also tampered with is told by
+/// its digest, which therefore is computed to the end.
+pub(super) fn split(layer: &KitLayer, pieces: mpsc::Receiver<Piece>, target: Target) -> Split {
+    let check = LayerCheck::new(layer.descriptor.digest);
+    match layer.compression {
+        Compression::None => split_plain(layer, pieces, target, check),
+        Compression::Gzip | Compression::Zstd => split_compressed(layer, pieces, target, check),
+    }
+}
+
+/// The layer is what its files are made of: one computation is for its digest and for the files' trees.
+fn split_plain(layer: &KitLayer, mut pieces: mpsc::Receiver<Piece>, target: Target, mut check: LayerCheck) -> Split {
+    let mut splitter = Splitter::new(layer, target);
+    while let Some(piece) = pieces.blocking_recv() {
+        let mut bytes = &piece.bytes.ahead_of_proof()[..];
+        if let Ok(working) = &mut splitter
+            && let Err(error) = working.take(&mut check, &mut bytes)
+        {
+            splitter = Err(error);
+        }
+        check.update_with(bytes, None);
+    }
+    let content = layer.descriptor.digest;
+    let files = splitter.and_then(|splitter| splitter.finish(layer, content, SeekPoints::default()));
+    Split { proof: check.finish(), files }
+}
+
+/// The digest is over other bytes than the files are made of, so it is computed on a thread of its own.
+fn split_compressed(
     layer: &KitLayer,
     mut pieces: mpsc::Receiver<Piece>,
     target: Target,
-) -> Result<(Index, Target), SplitError> {
-    let mut splitter = Splitter::new(layer, target)?;
-    if layer.compression == Compression::None {
+    mut check: LayerCheck,
+) -> Split {
+    let (to_check, checked) = std::sync::mpsc::sync_channel::<Piece>(QUEUE);
+    std::thread::scope(|scope| {
+        let checking = scope.spawn(move || {
+            checked.into_iter().for_each(|piece| check.update(&piece.bytes));
+            check.finish()
+        });
+        let mut opener = Opener::new(layer, target);
         while let Some(piece) = pieces.blocking_recv() {
-            splitter.take(piece.bytes.ahead_of_proof())?;
+            // Whoever checks listens to the end.
+            let _ = to_check.send(piece.clone());
+            if let Ok(working) = &mut opener
+                && let Err(error) = working.take(piece.bytes.ahead_of_proof())
+            {
+                opener = Err(error);
+            }
         }
-        return splitter.finish(layer, SeekPoints::default());
+        drop(to_check);
+        let files = opener.and_then(|opener| opener.finish(layer));
+        Split { proof: checking.join().expect("a panic ends the program"), files }
+    })
+}
+
+/// Splits what a compressed layer opens to.
+struct Opener {
+    decoder: Decoder,
+    splitter: Splitter,
+    content: Hasher,
+    buffer: Vec<u8>,
+}
+
+impl Opener {
+    fn new(layer: &KitLayer, target: Target) -> Result<Self, SplitError> {
+        Ok(Self {
+            decoder: Decoder::new(layer.compression).map_err(SplitError::Decode)?,
+            splitter: Splitter::new(layer, target)?,
+            content: layer.diff_id.unwrap_or(layer.descriptor.digest).hasher(),
+            buffer: vec![0; BUFFER / 4],
+        })
     }
-    let mut decoder = Decoder::new(layer.compression).map_err(SplitError::Decode)?;
-    let mut buffer = vec![0; BUFFER / 4];
-    while let Some(piece) = pieces.blocking_recv() {
-        let mut input = &piece.bytes.ahead_of_proof()[..];
+
+    /// Takes the next bytes of the compressed layer.
+    fn take(&mut self, mut input: &[u8]) -> Result<(), SplitError> {
         loop {
-            let progress = decoder.decode(input, &mut buffer).map_err(SplitError::Decode)?;
+            let progress = self.decoder.decode(input, &mut self.buffer).map_err(SplitError::Decode)?;
             if progress.read == 0 && progress.written == 0 {
-                break;
+                return Ok(());
             }
             input = &input[progress.read..];
-            splitter.take(&buffer[..progress.written])?;
+            self.splitter.take(&mut self.content, &mut &self.buffer[..progress.written])?;
         }
     }
-    let seek = decoder.finish().map_err(SplitError::Decode)?;
-    splitter.finish(layer, seek)
+
+    fn finish(self, layer: &KitLayer) -> Result<(Index, Target), SplitError> {
+        let seek = self.decoder.finish().map_err(SplitError::Decode)?;
+        self.splitter.finish(layer, self.content.finish(), seek)
+    }
+}
+
+/// A digest over all bytes that files lie in. The bytes of a file go to the file's tree at the same time.
+trait Flat {
+    fn update(&mut self, bytes: &[u8], tree: Option<&mut TreeBuilder>);
+}
+
+impl Flat for LayerCheck {
+    fn update(&mut self, bytes: &[u8], tree: Option<&mut TreeBuilder>) {
+        self.update_with(bytes, tree);
+    }
+}
+
+impl Flat for Hasher {
+    fn update(&mut self, bytes: &[u8], tree: Option<&mut TreeBuilder>) {
+        match tree {
+            Some(tree) => tree.update_beside(self, bytes),
+            None => Hasher::update(self, bytes),
+        }
+    }
 }
 
 /// What is made of the uncompressed layer.
@@ -78,10 +175,6 @@ struct Splitter {
     files: Files,
     /// Bytes of the uncompressed layer so far.
     len: u64,
-    /// Computes the digest of the uncompressed layer, where that is not the digest of the layer itself.
-    content: Option<Hasher>,
-    /// What that digest should be, if the config says it.
-    diff_id: Option<Digest>,
 }
 
 enum Shape {
@@ -109,29 +202,35 @@ impl Splitter {
             }
             (Format::Raw, None) => return Err(SplitError::NoPath),
         };
-        let any = layer.descriptor.digest;
-        let content = (!is_plain).then(|| layer.diff_id.unwrap_or(any).hasher());
-        Ok(Self { shape, files, len: 0, content, diff_id: layer.diff_id })
+        Ok(Self { shape, files, len: 0 })
     }
 
-    /// Takes the next bytes of the uncompressed layer.
-    fn take(&mut self, mut bytes: &[u8]) -> Result<(), SplitError> {
+    /// Takes the next bytes of the uncompressed layer, and `flat` takes them. What is left of `bytes`, which
+    /// is nothing unless this ends in an error, nobody took.
+    fn take(&mut self, flat: &mut impl Flat, bytes: &mut &[u8]) -> Result<(), SplitError> {
         self.len += bytes.len() as u64;
-        if let Some(hasher) = &mut self.content {
-            hasher.update(bytes);
-        }
-        let Shape::Tar(reader) = &mut self.shape else { return self.files.data(bytes) };
-        while let Some(event) = reader.next(&mut bytes)? {
-            match event {
-                Event::Member(member) => self.files.start(member)?,
-                Event::Data(data) => self.files.data(data)?,
-                Event::End => self.files.end()?,
+        let Shape::Tar(reader) = &mut self.shape else {
+            return self.files.data(flat, std::mem::take(bytes));
+        };
+        loop {
+            let before = *bytes;
+            let event = reader.next(bytes);
+            if let Ok(Some(Event::Data(data))) = event {
+                // Data comes alone: it is all that was taken.
+                self.files.data(flat, data)?;
+                continue;
+            }
+            flat.update(&before[..before.len() - bytes.len()], None);
+            match event? {
+                Some(Event::Member(member)) => self.files.start(member)?,
+                Some(Event::End) => self.files.end()?,
+                Some(Event::Data(_)) | None => return Ok(()),
             }
         }
-        Ok(())
     }
 
-    fn finish(mut self, layer: &KitLayer, seek: SeekPoints) -> Result<(Index, Target), SplitError> {
+    /// Ends the layer, whose uncompressed bytes have the digest `content`.
+    fn finish(mut self, layer: &KitLayer, content: Digest, seek: SeekPoints) -> Result<(Index, Target), SplitError> {
         match self.shape {
             Shape::Tar(reader) => reader.finish()?,
             Shape::Raw(expected) => {
@@ -141,8 +240,7 @@ impl Splitter {
                 }
             }
         }
-        let content = self.content.map_or(layer.descriptor.digest, Hasher::finish);
-        if let Some(expected) = self.diff_id.filter(|&expected| expected != content) {
+        if let Some(expected) = layer.diff_id.filter(|&expected| expected != content) {
             return Err(SplitError::DiffId { expected, actual: content });
         }
         let content = Content { digest: content, size: self.len };
@@ -184,12 +282,10 @@ impl Files {
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Result<(), SplitError> {
-        if let Some(file) = &mut self.open {
-            file.tree.update(bytes);
-            if let Some(staged) = &mut file.staged {
-                staged.append(bytes).map_err(SplitError::Store)?;
-            }
+    fn data(&mut self, flat: &mut impl Flat, bytes: &[u8]) -> Result<(), SplitError> {
+        flat.update(bytes, self.open.as_mut().map(|file| &mut file.tree));
+        if let Some(OpenFile { staged: Some(staged), .. }) = &mut self.open {
+            staged.append(bytes).map_err(SplitError::Store)?;
         }
         Ok(())
     }

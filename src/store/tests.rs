@@ -27,13 +27,12 @@ fn store(folder: &Path) -> Arc<Store> {
 fn keep(store: &Arc<Store>, content: &[u8]) -> Verified<Index> {
     let layer = Digest::of(content);
     let mut check = LayerCheck::new(layer);
-    check.update(&Unverified::new(content.to_vec()));
     let mut staging = store.staging(&layer).unwrap();
     let mut file = staging.file().unwrap();
     let mut tree = TreeBuilder::default();
     for piece in content.chunks(100_000) {
         file.append(piece).unwrap();
-        tree.update(piece);
+        check.update_with(piece, Some(&mut tree));
     }
     file.finish().unwrap();
     let kind = IndexKind::File { offset: 0, tree: tree.finish() };

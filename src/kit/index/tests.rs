@@ -12,7 +12,7 @@ const TAR_GZIP: Reading = Reading { format: Format::Tar, compression: Compressio
 
 fn tree(data: &[u8]) -> FileTree {
     let mut builder = TreeBuilder::default();
-    builder.update(data);
+    builder.update_beside(&mut Digest::of(data).hasher(), data);
     builder.finish()
 }
 
