@@ -17,7 +17,6 @@ pub use failure::LayerError;
 pub use splitter::SplitError;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -44,6 +43,7 @@ use crate::layers::download::Piece;
 use crate::layers::splitter::Split;
 use crate::layers::splitter::Target;
 use crate::ledger::Ledger;
+use crate::source::Meter;
 use crate::source::Source;
 use crate::source::SourceError;
 use crate::store;
@@ -93,8 +93,8 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    /// Opens the store in `cache_dir`, with the key in `state_dir`. Of `memory` bytes a
-    /// quarter is for layers on their way, and a quarter for parts of them; the rest is for names,
+    /// Opens the store in `cache_dir`, with the key in `state_dir`. Of `memory` bytes three
+    /// eighths are for layers on their way, and a quarter for parts of them; the rest is for names,
     /// indexes and replies.
     pub fn open(
         cache_dir: &Path,
@@ -105,7 +105,7 @@ impl Workshop {
         audit: audit::Settings,
     ) -> Result<Arc<Self>, StoreError> {
         let key = || store::local_key(&state_dir.join("key"));
-        let places = usize::try_from(memory / 4 / BUFFER as u64).unwrap_or(usize::MAX);
+        let places = usize::try_from(memory / 8 * 3 / BUFFER as u64).unwrap_or(usize::MAX);
         let places = places.clamp(LEAST_BUFFERS, Semaphore::MAX_PERMITS);
         Ok(Arc::new(Self {
             store: Arc::new(Store::open(cache_dir, key()?)?),
@@ -157,7 +157,8 @@ pub struct Layer {
     /// The listing that a mount's tree was made of. Whatever is proved later has to agree with it.
     listed: OnceLock<Listing>,
     admission: Admission,
-    received: AtomicU64,
+    /// Counts what comes from `source`.
+    meter: Meter,
     phase: watch::Sender<Phase>,
     pin: OnceLock<Lock>,
 }
@@ -182,6 +183,8 @@ impl Layer {
             None => Phase::Idle,
         };
         let (phase, _) = watch::channel(phase);
+        let meter = Meter::default();
+        let source = Arc::new(source.metered(meter.clone()));
         Arc::new(Self {
             spec,
             kit,
@@ -189,7 +192,7 @@ impl Layer {
             workshop,
             listed: OnceLock::new(),
             admission: Admission::default(),
-            received: AtomicU64::new(0),
+            meter,
             phase,
             pin: OnceLock::new(),
         })
@@ -232,7 +235,7 @@ impl Layer {
 
     /// Bytes of the layer that came from its source in the pass that is under way or was the last.
     pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.meter.bytes()
     }
 
     /// Lists the layer's files: from its index, from the manifest, from the headers inside the layer
@@ -424,7 +427,7 @@ impl Layer {
         let (to_split, split) = mpsc::channel::<Piece>(QUEUE);
         let spec = self.spec.clone();
         let splitting = tokio::task::spawn_blocking(move || splitter::split(&spec, split, target));
-        self.received.store(0, Ordering::Relaxed);
+        self.meter.reset();
         let mut pieces = std::pin::pin!(download::pieces(&self.source, &self.spec.descriptor, &self.workshop.room));
         while let Some(piece) = pieces.next().await {
             let piece = match piece {
@@ -432,7 +435,6 @@ impl Layer {
                 Err(error) => return Err(self.tell_apart(error).await),
             };
             let len = piece.bytes.len() as u64;
-            self.received.fetch_add(len, Ordering::Relaxed);
             self.workshop.ledger.add_fetched(len);
             to_split.send(piece).await.map_err(|_| LayerError::Stopped { layer })?;
         }

@@ -11,6 +11,7 @@ mod kitops;
 mod companions;
 mod credentials;
 mod files;
+mod meter;
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -37,6 +38,7 @@ use crate::source::files::Extent;
 use crate::source::files::ExtentStream;
 use crate::source::kitops::Store;
 use crate::source::layout::Layout;
+pub use crate::source::meter::Meter;
 use crate::source::registry::Registry;
 use crate::source::registry::stream::BlobStream;
 use crate::verify::Unverified;
@@ -63,6 +65,7 @@ pub struct Source {
     kind: Kind,
     options: Arc<Options>,
     buffers: Buffers,
+    meter: Meter,
 }
 
 #[derive(Clone, Debug)]
@@ -87,14 +90,14 @@ impl Source {
             Reference::Layout { path, version } => Kind::Layout(Layout::open(path, version, options.timeout).await?),
             Reference::Kitops { name, version } => Kind::Kitops(Store::open(name, version, options.timeout).await?),
         };
-        Ok(Self { kind, options: Arc::new(options.clone()), buffers: buffers.clone() })
+        Ok(Self { kind, options: Arc::new(options.clone()), buffers: buffers.clone(), meter: Meter::default() })
     }
 
     /// A source that was there once and cannot be opened now: it answers everything with that error, so
     /// that what the store has of its kits can still be shown.
     pub fn lost(at: &Reference, error: SourceError, options: &Options, buffers: &Buffers) -> Self {
         let kind = Kind::Lost { at: at.clone(), error };
-        Self { kind, options: Arc::new(options.clone()), buffers: buffers.clone() }
+        Self { kind, options: Arc::new(options.clone()), buffers: buffers.clone(), meter: Meter::default() }
     }
 
     /// Asks what a reference names now, once: the digest of its manifest.
@@ -274,14 +277,15 @@ impl Source {
             return Ok(Vec::new());
         }
         if let Kind::Registry(registry) = &self.kind {
-            return registry.range(blob, range, &self.buffers).await;
+            return registry.range(blob, range, &self.buffers, &self.meter).await;
         }
         let extent = self.exact(blob).await?;
         let mut pieces = Vec::new();
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(at + BUFFER as u64);
-            pieces.push(extent.clone().read(at..end, &self.buffers).await?);
+            pieces.push(extent.read(at..end, &self.buffers).await?);
+            self.meter.add(end - at);
             at = end;
         }
         Ok(pieces)
@@ -290,11 +294,18 @@ impl Source {
     /// The blob from byte `from` to its end, in order.
     pub fn stream(&self, blob: &Descriptor, from: u64) -> ByteStream {
         ByteStream(match &self.kind {
-            Kind::Registry(registry) => Bytes::Registry(Box::new(registry.stream(blob, from))),
+            Kind::Registry(registry) => {
+                Bytes::Registry(Box::new(registry.stream(blob, from, &self.buffers, &self.meter)))
+            }
             Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => {
                 Bytes::Local { source: Box::new(self.clone()), blob: Box::new(blob.clone()), from, open: None }
             }
         })
+    }
+
+    /// The same source, with a count of its own of what arrives in ranges and streams of blobs.
+    pub fn metered(&self, meter: Meter) -> Self {
+        Self { meter, ..self.clone() }
     }
 
     /// What extended attributes and messages call this source: the registry's host, `oci:PATH` or `kit:`.
@@ -364,10 +375,14 @@ impl ByteStream {
                         }
                     }
                 }
-                match open {
+                let next = match open {
                     Some(stream) => stream.next().await,
                     None => None,
+                };
+                if let Some(Ok(piece)) = &next {
+                    source.meter.add(piece.len() as u64);
                 }
+                next
             }
             Bytes::Ended => None,
         };

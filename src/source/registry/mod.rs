@@ -7,6 +7,7 @@
 mod auth;
 mod certificates;
 mod failure;
+mod filling;
 mod http;
 mod referrers;
 mod request;
@@ -17,23 +18,23 @@ mod token;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use reqwest::Method;
 use reqwest::header::HeaderName;
 use tokio::time::Instant;
 
-use crate::buffers::Buffer;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
 use crate::kit::descriptor::Descriptor;
 use crate::reference::RegistryReference;
 use crate::source::METADATA_LIMIT;
+use crate::source::Meter;
 use crate::source::Options;
 use crate::source::SourceError;
 use crate::source::credentials::Credentials;
 use crate::source::credentials::Visitor;
 use crate::source::registry::auth::Login;
 use crate::source::registry::failure::Failure;
+use crate::source::registry::filling::Filling;
 use crate::source::registry::http::Http;
 use crate::source::registry::request::Part;
 use crate::source::registry::request::Request;
@@ -186,31 +187,32 @@ impl Registry {
         blob: &Descriptor,
         range: Range<u64>,
         buffers: &Buffers,
+        meter: &Meter,
     ) -> Result<Vec<Unverified>, SourceError> {
         let mut request = self.blob_request(blob);
-        let mut filling = Filling { at: range.start, end: range.end, full: Vec::new(), open: None };
+        let mut filling = Filling::new(range.clone(), buffers, meter);
         let mut progress = 0;
         loop {
-            let part = Part::Range { range: filling.at..filling.end, size: blob.size };
+            let part = Part::Range { range: filling.rest(), size: blob.size };
             let failure = match request.send(Method::GET, part).await {
                 Ok(mut response) => loop {
                     match request.chunk(&mut response).await {
-                        Ok(Some(chunk)) if chunk.len() as u64 > filling.end - filling.at => break Failure::NoRanges,
+                        Ok(Some(chunk)) if chunk.len() as u64 > filling.missing() => break Failure::NoRanges,
                         Ok(Some(chunk)) => {
                             progress += chunk.len() as u64;
                             if progress >= FLOOR {
                                 progress = 0;
                                 request.start_over();
                             }
-                            if filling.take(chunk, buffers)? > 0 {
+                            if filling.take(chunk)? {
                                 request.set_deadline(Instant::now() + request.time());
                             }
                         }
-                        Ok(None) => break Failure::Short { got: filling.at - range.start },
+                        Ok(None) => break Failure::Short { got: filling.rest().start - range.start },
                         Err(failure) => break failure,
                     }
-                    if filling.at == filling.end {
-                        return Ok(filling.full);
+                    if filling.missing() == 0 {
+                        return Ok(filling.into_pieces());
                     }
                 },
                 Err(failure) => failure,
@@ -219,8 +221,9 @@ impl Registry {
         }
     }
 
-    pub(super) fn stream(&self, blob: &Descriptor, from: u64) -> BlobStream {
-        BlobStream::new(self.clone(), blob, from)
+    pub(super) fn stream(&self, blob: &Descriptor, from: u64, buffers: &Buffers, meter: &Meter) -> BlobStream {
+        let filling = Filling::new(from.min(blob.size)..blob.size, buffers, meter);
+        BlobStream::new(self.blob_request(blob), filling, blob.size)
     }
 
     fn blob_request(&self, blob: &Descriptor) -> Request {
@@ -230,45 +233,5 @@ impl Registry {
 
     fn name(&self) -> String {
         format!("{}/{}", self.0.reference.host, self.0.reference.repository)
-    }
-}
-
-/// A range of a blob on its way into buffers.
-struct Filling {
-    /// The next byte of the blob.
-    at: u64,
-    /// Where the range ends.
-    end: u64,
-    full: Vec<Unverified>,
-    /// The buffer that is being filled, and how far it is.
-    open: Option<(Buffer, usize)>,
-}
-
-impl Filling {
-    /// Takes what arrived, and says how many buffers that filled.
-    fn take(&mut self, mut chunk: Bytes, buffers: &Buffers) -> Result<usize, SourceError> {
-        let before = self.full.len();
-        while self.at < self.end && !chunk.is_empty() {
-            let (mut buffer, filled) = match self.open.take() {
-                Some(open) => open,
-                None => {
-                    let mut buffer = buffers.take().map_err(|error| SourceError::Local {
-                        what: "memory for a range".into(),
-                        source: Arc::new(error),
-                    })?;
-                    buffer.truncate(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
-                    (buffer, 0)
-                }
-            };
-            let len = chunk.len().min(buffer.len() - filled);
-            buffer[filled..filled + len].copy_from_slice(&chunk.split_to(len));
-            self.at += len as u64;
-            if filled + len == buffer.len() {
-                self.full.push(Unverified::new(buffer.freeze()));
-            } else {
-                self.open = Some((buffer, filled + len));
-            }
-        }
-        Ok(self.full.len() - before)
     }
 }

@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use bytes::Buf;
-use bytes::Bytes;
 use reqwest::Method;
 use reqwest::Response;
 use tokio::time::Instant;
 
-use crate::buffers::BUFFER;
-use crate::kit::descriptor::Descriptor;
 use crate::source::SourceError;
-use crate::source::registry::Registry;
 use crate::source::registry::failure::Failure;
+use crate::source::registry::filling::Filling;
 use crate::source::registry::request::Part;
 use crate::source::registry::request::Request;
 use crate::source::registry::request::encoded;
@@ -27,8 +24,7 @@ pub(super) const FLOOR: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(in crate::source) struct BlobStream {
     request: Request,
-    /// The next byte to hand out.
-    at: u64,
+    filling: Filling,
     size: u64,
     body: Option<Body>,
     ranges: Ranges,
@@ -37,17 +33,13 @@ pub(in crate::source) struct BlobStream {
     patience: Duration,
     /// Bytes that came since patience was full.
     arrived: u64,
-    /// Bytes handed out since the tries were counted from 0.
-    handed_out: u64,
 }
 
 #[derive(Debug)]
 struct Body {
     response: Response,
-    /// Bytes still to come that were handed out already.
+    /// Bytes still to come that have come before.
     skip: u64,
-    /// What came in one piece with what was handed out last.
-    rest: Bytes,
 }
 
 /// What is known about how the registry serves ranges of this blob.
@@ -58,31 +50,28 @@ enum Ranges {
 }
 
 impl BlobStream {
-    pub(super) fn new(registry: Registry, blob: &Descriptor, from: u64) -> Self {
-        let request = registry.blob_request(blob);
-        Self {
-            patience: request.time(),
-            request,
-            at: from.min(blob.size),
-            size: blob.size,
-            body: None,
-            ranges: Ranges::Hoped,
-            arrived: 0,
-            handed_out: 0,
-        }
+    /// The rest of a blob of `size` bytes, of which `filling` begins with the first that is wanted.
+    pub(super) fn new(request: Request, filling: Filling, size: u64) -> Self {
+        let patience = request.time();
+        Self { request, filling, size, body: None, ranges: Ranges::Hoped, patience, arrived: 0 }
     }
 
-    /// The next piece; `None` at the end, which is exactly at the blob's size.
+    /// The next piece, a full buffer unless it is the last; `None` at the end, which is exactly at the
+    /// blob's size.
     pub(in crate::source) async fn next(&mut self) -> Option<Result<Unverified, SourceError>> {
-        if self.at == self.size && self.body.is_none() {
+        if let Some(piece) = self.filling.pop() {
+            return Some(Ok(piece));
+        }
+        if self.filling.missing() == 0 && self.body.is_none() {
             return None;
         }
         self.request.set_deadline(Instant::now() + self.patience);
         let next = loop {
             let failure = match self.piece().await {
-                Ok(Some(piece)) => break Some(Ok(Unverified::new(piece))),
+                Ok(Some(piece)) => break Some(Ok(piece)),
                 Ok(None) => break None,
-                Err(failure) => failure,
+                Err(Stop::Failure(failure)) => failure,
+                Err(Stop::Error(error)) => break Some(Err(error)),
             };
             self.body = None;
             if matches!(failure, Failure::NoRanges) && self.ranges == Ranges::Hoped {
@@ -96,45 +85,41 @@ impl BlobStream {
     }
 
     /// The next piece of the connection that there is, or of a new one.
-    async fn piece(&mut self) -> Result<Option<Bytes>, Failure> {
+    async fn piece(&mut self) -> Result<Option<Unverified>, Stop> {
         let mut body = match self.body.take() {
             Some(body) => body,
             None => self.connect().await?,
         };
         loop {
-            if body.rest.is_empty() {
-                match self.request.chunk(&mut body.response).await {
-                    Ok(Some(chunk)) => body.rest = chunk,
-                    // Everything is here, however the connection ends.
-                    Ok(None) | Err(_) if self.at == self.size => return Ok(None),
-                    Ok(None) => return Err(Failure::Short { got: self.at }),
-                    Err(failure) => return Err(failure),
-                }
-                self.arrive(body.rest.len() as u64);
-            }
-            let seen = body.skip.min(body.rest.len() as u64);
-            body.rest.advance(seen as usize);
+            let mut chunk = match self.request.chunk(&mut body.response).await {
+                Ok(Some(chunk)) => chunk,
+                // Everything is here, however the connection ends.
+                Ok(None) | Err(_) if self.filling.missing() == 0 => return Ok(None),
+                Ok(None) => return Err(Failure::Short { got: self.filling.rest().start }.into()),
+                Err(failure) => return Err(failure.into()),
+            };
+            self.arrive(chunk.len() as u64);
+            let seen = body.skip.min(chunk.len() as u64);
+            chunk.advance(seen as usize);
             body.skip -= seen;
-            if body.rest.is_empty() {
-                continue;
+            if chunk.len() as u64 > self.filling.missing() {
+                return Err(Failure::Size { actual: format!("more than {}", self.size) }.into());
             }
-            let piece = body.rest.split_to(body.rest.len().min(BUFFER));
-            let end = self.at + piece.len() as u64;
-            if end > self.size {
-                return Err(Failure::Size { actual: format!("more than {}", self.size) });
+            self.filling.take(chunk).map_err(Stop::Error)?;
+            if let Some(piece) = self.filling.pop() {
+                self.body = Some(body);
+                return Ok(Some(piece));
             }
-            self.hand_out(end);
-            self.body = Some(body);
-            return Ok(Some(piece));
         }
     }
 
     /// Asks for what is left: with a range, unless there is nothing to leave out or the registry ignores them.
     async fn connect(&mut self) -> Result<Body, Failure> {
+        let at = self.filling.rest().start;
         let (part, skip) = match self.ranges {
-            _ if self.at == 0 => (Part::Whole, 0),
-            Ranges::Hoped => (Part::Range { range: self.at..self.size, size: self.size }, 0),
-            Ranges::Ignored => (Part::Whole, self.at),
+            _ if at == 0 => (Part::Whole, 0),
+            Ranges::Hoped => (Part::Range { range: self.filling.rest(), size: self.size }, 0),
+            Ranges::Ignored => (Part::Whole, at),
         };
         let is_whole = matches!(part, Part::Whole);
         let response = self.request.send(Method::GET, part).await?;
@@ -145,7 +130,7 @@ impl BlobStream {
                 _ => {}
             }
         }
-        Ok(Body { response, skip, rest: Bytes::new() })
+        Ok(Body { response, skip })
     }
 
     fn arrive(&mut self, bytes: u64) {
@@ -153,15 +138,21 @@ impl BlobStream {
         if self.arrived >= FLOOR {
             self.arrived = 0;
             self.request.set_deadline(Instant::now() + self.request.time());
-        }
-    }
-
-    fn hand_out(&mut self, end: u64) {
-        self.handed_out += end - self.at;
-        self.at = end;
-        if self.handed_out >= FLOOR {
-            self.handed_out = 0;
             self.request.start_over();
         }
+    }
+}
+
+/// Why there is no next piece.
+enum Stop {
+    /// Of this try.
+    Failure(Failure),
+    /// Of all tries.
+    Error(SourceError),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
     }
 }
