@@ -13,6 +13,11 @@ use std::fmt;
 
 use sha2::block_api::compress256;
 
+/// Without optimisation each of the CPU's instructions is a call, and `sha2`, which is optimised in every
+/// build, is by far the faster.
+#[cfg(target_arch = "x86_64")]
+const OPTIMISED: bool = !cfg!(debug_assertions);
+
 /// Bytes that are hashed at once.
 const BLOCK: usize = 64;
 
@@ -140,7 +145,7 @@ pub fn of_two(first: &[u8], second: &[u8]) -> [[u8; 32]; 2] {
 /// Two states, the same blocks.
 fn compress_same(a: &mut [u32; 8], b: &mut [u32; 8], blocks: &[[u8; BLOCK]]) {
     #[cfg(target_arch = "x86_64")]
-    if x86::is_supported() {
+    if OPTIMISED && x86::is_supported() {
         // SAFETY: the CPU has the instructions.
         return unsafe { x86::compress_same(a, b, blocks) };
     }
@@ -151,7 +156,7 @@ fn compress_same(a: &mut [u32; 8], b: &mut [u32; 8], blocks: &[[u8; BLOCK]]) {
 /// Two states, each with its blocks, of which there are equally many.
 fn compress_two(a: &mut [u32; 8], b: &mut [u32; 8], blocks_a: &[[u8; BLOCK]], blocks_b: &[[u8; BLOCK]]) {
     #[cfg(target_arch = "x86_64")]
-    if x86::is_supported() {
+    if OPTIMISED && x86::is_supported() {
         // SAFETY: the CPU has the instructions.
         return unsafe { x86::compress_two(a, b, blocks_a, blocks_b) };
     }
@@ -183,6 +188,31 @@ mod tests {
             hasher.update(&bytes[len..]);
             assert_eq!(hasher.finish(), expected(&bytes), "cut at {len}");
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_instructions_compute_what_sha2_does() {
+        if !x86::is_supported() {
+            return println!("skipped: this CPU has no SHA instructions");
+        }
+        let bytes = pattern(64 * BLOCK);
+        let (blocks, _) = bytes.as_chunks();
+        let (ahead, behind) = blocks.split_at(32);
+        let after = |start: [u32; 8], blocks| {
+            let mut state = start;
+            compress256(&mut state, blocks);
+            state
+        };
+        let other = after(START, ahead);
+        let (mut a, mut b) = (START, other);
+        // SAFETY: the CPU has the instructions.
+        unsafe { x86::compress_same(&mut a, &mut b, behind) };
+        assert_eq!([a, b], [after(START, behind), after(other, behind)]);
+        let (mut a, mut b) = (START, other);
+        // SAFETY: as above.
+        unsafe { x86::compress_two(&mut a, &mut b, ahead, behind) };
+        assert_eq!([a, b], [other, after(other, behind)]);
     }
 
     #[test]
