@@ -1,6 +1,5 @@
 //! The inner loops of proving: `cargo bench --bench hashing`. Before criterion's figures it prints what counts,
 //! ratios of the best of runs in turns.
-#![expect(missing_docs, reason = "criterion's macros make functions without them")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

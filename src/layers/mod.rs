@@ -68,6 +68,10 @@ const LEAST_BUFFERS: usize = 8;
 /// How much longer than promised a blob may be and still be read, to tell what it is.
 const SURPLUS: u64 = 64 * 1024 * 1024;
 
+/// How long new files stay in memory alone. Whoever waited for them reads them now, and the disk would be in
+/// the way; until they are on it, all they have to fear is a power cut, which costs another proof.
+const SETTLING: Duration = Duration::from_secs(5);
+
 /// Pieces that may wait for the splitter, and for the check of a compressed layer.
 const QUEUE: usize = 8;
 
@@ -404,7 +408,10 @@ impl Layer {
             let Target::Store(staging) = target else { return Ok(proof.covers(index)) };
             let index = staging.commit(&proof, index)?;
             let large_files = index.clone();
-            std::thread::spawn(move || store.make_durable(&large_files));
+            std::thread::spawn(move || {
+                std::thread::sleep(SETTLING);
+                store.make_durable(&large_files)
+            });
             Ok(index)
         });
         // A layer whose files contradict each other is kept all the same: it is proved, and proving it

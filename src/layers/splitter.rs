@@ -37,6 +37,9 @@ use crate::verify::LayerCheck;
 use crate::verify::LayerProof;
 use crate::verity::TreeBuilder;
 
+/// Bytes that are hashed and then written while the CPU's nearest caches still hold them.
+const STEP: usize = 128 * 1024;
+
 /// Where the files of a layer go.
 #[derive(Debug)]
 pub(super) enum Target {
@@ -283,9 +286,11 @@ impl Files {
     }
 
     fn data(&mut self, flat: &mut impl Flat, bytes: &[u8]) -> Result<(), SplitError> {
-        flat.update(bytes, self.open.as_mut().map(|file| &mut file.tree));
-        if let Some(OpenFile { staged: Some(staged), .. }) = &mut self.open {
-            staged.append(bytes).map_err(SplitError::Store)?;
+        for bytes in bytes.chunks(STEP) {
+            flat.update(bytes, self.open.as_mut().map(|file| &mut file.tree));
+            if let Some(OpenFile { staged: Some(staged), .. }) = &mut self.open {
+                staged.append(bytes).map_err(SplitError::Store)?;
+            }
         }
         Ok(())
     }

@@ -53,11 +53,7 @@ impl Served for Toy {
     fn start_log(_: &LogSettings, state_dir: &Path) {
         std::fs::create_dir_all(state_dir).unwrap();
         let log = std::fs::File::options().append(true).create(true).open(state_dir.join("kitfs.log")).unwrap();
-        tracing_subscriber::fmt()
-            .with_writer(log)
-            .with_env_filter("kitfs=debug,mounts=debug,fuser=info")
-            .with_ansi(false)
-            .init();
+        tracing_subscriber::fmt().with_writer(log).with_max_level(tracing::Level::DEBUG).with_ansi(false).init();
     }
 
     fn prepare(
