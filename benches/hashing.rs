@@ -26,7 +26,7 @@ fn flat(bytes: &[u8]) {
 
 /// The leaves of an fs-verity tree alone, with the library.
 fn leaves(bytes: &[u8]) {
-    bytes.chunks(verity::BLOCK).for_each(|block| flat(block));
+    bytes.chunks(verity::BLOCK).for_each(flat);
 }
 
 /// A layer's digest and the tree of the file in it, as the splitter computes them.
