@@ -28,8 +28,9 @@ pub struct Mounted {
     pub summary: Summary,
     /// Whether it was there before.
     pub novelty: Novelty,
-    /// The process to stay with, in the foreground.
-    holder: Option<(Started, Channel)>,
+    /// The process to stay with, in the foreground. Signals stay blocked from its start on: one that came
+    /// before somebody looks for them would be lost, or leave without a word.
+    holder: Option<(Started, Channel, Signals)>,
 }
 
 /// Whether a mount was there before.
@@ -70,7 +71,7 @@ pub fn mount(mut request: MountRequest, mut progress: impl FnMut(Progress)) -> R
     let result = channel.send(&order, &[]).map_err(cannot).and_then(|()| hear_out(&channel, &signals, &mut progress));
     match result {
         Ok((summary, Novelty::New)) => {
-            let holder = (presence == Presence::Foreground).then_some((holder, channel));
+            let holder = (presence == Presence::Foreground).then_some((holder, channel, signals));
             Ok(Mounted { summary, novelty: Novelty::New, holder })
         }
         Ok((summary, Novelty::Already)) => Ok(Mounted { summary, novelty: Novelty::Already, holder: None }),
@@ -87,8 +88,7 @@ impl Mounted {
     /// Stays until the mount ends, which SIGINT and SIGTERM make it do. Returns at once where the mount was
     /// not made in the foreground.
     pub fn stay(self) -> io::Result<()> {
-        let Some((mut holder, channel)) = self.holder else { return Ok(()) };
-        let signals = Signals::block()?;
+        let Some((mut holder, channel, signals)) = self.holder else { return Ok(()) };
         while !holder.is_gone() {
             let mut polled = [PollFd::new(&signals, PollFlags::IN), PollFd::new(holder.leader(), PollFlags::IN)];
             match rustix::event::poll(&mut polled, None) {

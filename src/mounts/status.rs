@@ -18,11 +18,11 @@ use crate::mounts::process;
 use crate::mounts::record;
 use crate::mounts::request::{Decision, LastError, State};
 
-/// The longest that a holder may take: it waits for a takeover for 5 s itself.
-const PATIENCE: Duration = Duration::from_secs(7);
+/// The longest that a holder may take: it waits for a takeover for 5 s itself, and for the new worker's word.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The longest that it may take to say who it is, which it does by itself.
-const IDENTITY_PATIENCE: Duration = Duration::from_secs(1);
+const IDENTITY_PATIENCE: Duration = Duration::from_secs(3);
 
 /// One mount, as in `status --output json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -376,7 +376,7 @@ fn a_mount_whose_holder_died_has_an_end_too() {
     rustix::process::kill_process(holder, rustix::process::Signal::KILL).expect("our own process");
     fs::read(mount.at("README.md")).expect("a file");
     mount.unmount();
-    assert!(host::soon(10, || count(&kitfs, "unmounted") == 1), "{:?}", events(&kitfs));
+    assert!(host::soon(60, || count(&kitfs, "unmounted") == 1), "{:?}", events(&kitfs));
     check_whole(&kitfs);
 }
 

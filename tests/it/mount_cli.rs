@@ -317,12 +317,12 @@ fn in_the_foreground_it_stays_until_it_is_asked_to_end() {
             .stderr(Stdio::null())
             .spawn()
             .expect("it starts");
-        assert!(host::soon(20, || !host::mounts_below(&folder).is_empty()), "not mounted");
+        assert!(host::soon(60, || !host::mounts_below(&folder).is_empty()), "not mounted");
         Tree::read(&folder).without("Kitfile").assert_is(&kit.tree, "in the foreground");
         // SAFETY: a plain system call on a child of ours that has not been waited for.
         unsafe { libc::kill(running.id().cast_signed(), signal) };
         let mut ended = None;
-        host::soon(20, || {
+        host::soon(60, || {
             ended = running.try_wait().expect("our own child");
             ended.is_some()
         });
@@ -369,14 +369,14 @@ fn umount_ends_with_the_source_dead() {
     let kitfs = Kitfs::new();
     let (_, layout, _) = usual(&kitfs);
     let reference = registry.push(layout.path(), "usual", "v1");
-    let mount = kitfs.mount_with(&reference, &["--read-timeout", "60s"]);
+    let mount = kitfs.mount_with(&reference, &["--read-timeout", "120s"]);
     registry.stop();
     let path = mount.at("model/weights.bin");
     // A reader that waits for a dead registry.
     let reader = std::thread::spawn(move || std::fs::read(path).map(drop));
     std::thread::sleep(std::time::Duration::from_millis(300));
-    let output = kitfs.command(&["umount", "--lazy", text(mount.path())]).within(20).run().expect(0);
-    assert!(output.took.as_secs() < 15, "{output}");
+    let output = kitfs.command(&["umount", "--lazy", text(mount.path())]).within(50).run().expect(0);
+    assert!(output.took.as_secs() < 45, "{output}");
     reader.join().expect("the reader does not panic").ok();
     mount.gone();
 }

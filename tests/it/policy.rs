@@ -235,7 +235,7 @@ fn status_says_who_signed_and_a_new_worker_does_not_ask_again() {
     let worker = mount.process("pid");
     // SAFETY: a plain system call on a process of this test's mount.
     unsafe { libc::kill(worker, libc::SIGKILL) };
-    assert!(host::soon(20, || mount.status()["takeovers"] == 1), "nobody took over");
+    assert!(host::soon(60, || mount.status()["takeovers"] == 1), "nobody took over");
     let after = mount.status();
     assert_eq!((&after["policy"], &after["signers"]), (&before["policy"], &before["signers"]));
     std::fs::read(mount.at("Kitfile")).expect("it is served on");

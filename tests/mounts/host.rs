@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use kitfs::layers::{Metadata, Prefetch};
 use kitfs::mounts::{
     AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
-    PolicySettings, Presence, Progress, SourceSettings, Status,
+    PolicySettings, Presence, Progress, SourceSettings, State, Status,
 };
 use kitfs::resolve::Freshness;
 
 use crate::toy;
+
+/// How long a thing may take that takes milliseconds where nobody else computes.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why nothing can be tried here, if so.
 pub fn cannot() -> Option<&'static str> {
@@ -86,12 +89,12 @@ impl Host {
         kitfs::mounts::umount(&self.directory(), busy)
     }
 
-    /// Waits for a worker other than that one.
+    /// Waits for a worker other than that one, which answers for itself.
     pub fn next_worker(&self, before: u32) -> Status {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let status = self.status();
-            if status.pid != before && status.pid != 0 {
+            if status.pid != before && status.state == State::Ready {
                 return status;
             }
             assert!(Instant::now() < deadline, "{status:?}\n{}", self.log());
@@ -241,7 +244,7 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
 /// Waits until something holds.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(10));

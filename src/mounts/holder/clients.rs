@@ -13,7 +13,7 @@ use crate::mounts::wire::Channel;
 const MOST: usize = 64;
 
 /// How long a worker may take to say how it is.
-const REPORT: Duration = Duration::from_secs(1);
+const REPORT: Duration = Duration::from_secs(2);
 
 /// How long the next worker may take to be there and say it.
 const TAKEOVER: Duration = Duration::from_secs(5);
