@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -302,6 +303,17 @@ impl Witness {
         let stamp = self.watch().stamp;
         let whole = (0..verity::unit_count(self.tree.size)).all(|unit| self.is_proved(unit));
         (whole && stamp.size == self.tree.size).then_some(Verified(stamp))
+    }
+
+    /// Whether every unit is proved, nobody has touched the file since, and its mode lets nobody write to it.
+    pub fn is_whole_and_untouched(&self) -> bool {
+        let read_only = || self.file.metadata().is_ok_and(|metadata| metadata.mode() & 0o222 == 0);
+        self.whole().is_some_and(|stamp| Stamp::of(&self.file).is_ok_and(|now| now == *stamp)) && read_only()
+    }
+
+    /// The open file, for the kernel to read: what is read here comes from [`Witness::read`] alone.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Reads `range`, which must lie inside the file and be at most one buffer long: exactly its bytes.

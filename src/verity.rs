@@ -9,10 +9,13 @@
 //! of 512 KiB, which is therefore the smallest part of a file that can be proved alone. Everything
 //! below is computed from the data, everything above from the units.
 //!
-//! This module computes and compares nothing against anything: proofs are made in `verify`.
+//! This module computes and compares nothing against anything: proofs are made in `verify`. The one question
+//! to the kernel is what it has measured itself.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -71,6 +74,29 @@ impl FromStr for VerityDigest {
         let mut hash = Hash::default();
         hex::decode_to_slice(text, &mut hash)?;
         Ok(Self(hash))
+    }
+}
+
+/// The digest of a file that is sealed with fs-verity: the kernel checks every page that it reads of it.
+/// ENODATA where it is not, ENOTTY or EOPNOTSUPP where kernel or file system have no fs-verity.
+pub fn measured(file: BorrowedFd<'_>) -> io::Result<VerityDigest> {
+    /// `FS_IOC_MEASURE_VERITY`: `_IOWR('f', 134, struct fsverity_digest)`, include/uapi/linux/fsverity.h.
+    const MEASURE: libc::c_ulong = 0xc004_6686;
+    /// `FS_VERITY_HASH_ALG_SHA256`.
+    const SHA256: u16 = 1;
+    #[repr(C)]
+    struct Measured {
+        algorithm: u16,
+        size: u16,
+        digest: Hash,
+    }
+    let mut measured = Measured { algorithm: 0, size: 32, digest: Hash::default() };
+    // SAFETY: the kernel writes at most `size` bytes behind the two numbers, which is the room that there is.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), MEASURE as _, &mut measured) };
+    match (result, measured.algorithm, measured.size) {
+        (0, SHA256, 32) => Ok(VerityDigest(measured.digest)),
+        (0, ..) => Err(io::ErrorKind::Unsupported.into()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -14,6 +14,7 @@ mod shelf;
 mod warm;
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ use crate::layers::LayerError;
 use crate::layers::Workshop;
 use crate::verify::UnitMismatch;
 use crate::verify::Verified;
+use crate::verify::Witness;
+use crate::verity;
 use crate::verity::FileTree;
 use crate::verity::UNIT;
 
@@ -55,6 +58,27 @@ pub struct FileAt<'a> {
     pub entry: u32,
     /// Bytes in the file.
     pub size: u64,
+}
+
+/// A file of which every byte is proved, for the kernel to read by itself.
+#[derive(Clone, Debug)]
+pub struct Whole(Arc<Witness>);
+
+impl Whole {
+    /// The open file.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.descriptor()
+    }
+
+    /// Whether nobody has touched the file since it was proved, and its mode lets nobody write.
+    pub fn is_unchanged(&self) -> bool {
+        self.0.is_whole_and_untouched()
+    }
+
+    /// Whether the kernel itself checks every page of it against the digest that it was proved by.
+    pub fn is_sealed(&self) -> bool {
+        verity::measured(self.descriptor()).is_ok_and(|measured| measured == self.0.tree().verity)
+    }
 }
 
 impl Chunks {
@@ -118,6 +142,15 @@ impl Chunks {
             }
         }
         Err(lost())
+    }
+
+    /// The file's object, if all of it is proved and it is large enough to have a record of that.
+    pub fn whole(&self, file: FileAt<'_>) -> Option<Whole> {
+        let tree = file.layer.index()?.part(|index| index.tree(file.entry))?;
+        if tree.size != file.size || tree.size <= UNIT {
+            return None;
+        }
+        self.fetches.shelf.whole(&tree).map(Whole).filter(Whole::is_unchanged)
     }
 
     /// Fetches all that these layers hold, when nobody wants anything else, for as long as this value

@@ -83,6 +83,14 @@ impl Shelf {
         Verified::join(&parts, &self.workshop.buffers).ok()
     }
 
+    /// The object of a file, if it is not one in progress.
+    pub(super) fn whole(&self, tree: &Verified<FileTree>) -> Option<Arc<Witness>> {
+        match self.object(tree)? {
+            Object::Whole(witness) => Some(witness),
+            Object::Growing(_) => None,
+        }
+    }
+
     /// Whether a unit is at hand, as far as that is known without reading it.
     pub(super) fn has(&self, tree: &Verified<FileTree>, unit: u64) -> bool {
         if self.warm.unit(&(tree.verity, unit)).is_some() {

@@ -4,6 +4,7 @@ use std::io;
 use std::io::Write;
 use std::path::Path;
 
+use crate::cli::doctor;
 use crate::cli::documents::MountList;
 use crate::cli::documents::Mounted;
 use crate::cli::documents::Unmounted;
@@ -111,6 +112,8 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
         runtime_dir: absolute(&folders.runtime)?,
         cache_size: config.cache_size,
         memory: config.memory,
+        passthrough: config.mount.passthrough,
+        stack_depth: if doctor::lies_on_overlay(&folders.cache) { 2 } else { 1 },
         read_timeout: source.timeout,
         log: LogSettings { target, level: level.to_string() },
         audit: AuditSettings { file: absolute(&config.audit.file)?, copies: config.audit.copies.clone() },
@@ -168,6 +171,9 @@ fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
     let (verified, total) = (print::size(mount.bytes_verified), print::size(mount.bytes_total));
     writeln!(out, "  verified  {verified} of {total}, {} fetched", print::size(mount.bytes_fetched))?;
     writeln!(out, "  cache     {} hits", mount.cache_hits)?;
+    if mount.passthrough {
+        writeln!(out, "  kernel    reads verified files by itself")?;
+    }
     writeln!(out, "  process   {} held by {}, {} takeovers", mount.pid, mount.holder_pid, mount.takeovers)?;
     writeln!(out, "  since     {}", mount.mounted_at)?;
     match &mount.last_error {

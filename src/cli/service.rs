@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -20,8 +20,12 @@ use crate::fault::Fault;
 use crate::fs::FsError;
 use crate::fs::Handover;
 use crate::fs::KitFs;
+use crate::fs::Passthrough;
 use crate::fs::TakeoverError;
 use crate::fuse::Adapter;
+use crate::fuse::backing::Backing;
+use crate::fuse::opens::Opens;
+use crate::kit::tree::Inode;
 use crate::layers::Layer;
 use crate::layers::Workshop;
 use crate::ledger::Counters;
@@ -66,6 +70,9 @@ pub struct Service {
     before: Counters,
     /// The last error of the worker before this one.
     error_before: Option<LastError>,
+    passthrough: (Passthrough, u32),
+    /// What is open, once requests are answered.
+    opens: OnceLock<Arc<Opens>>,
 }
 
 impl Served for Service {
@@ -134,7 +141,9 @@ impl Served for Service {
             .and_then(|handover| tree_file(&handover))
             .map_err(|error| failed(Fault::Other, &error))?;
         let summary = summary(&fs).ok_or_else(|| MountFailure::new(1, "the reference names no kit"))?;
-        Ok(Prepared { served: Self { fs: Arc::new(fs), runtime, before, error_before }, tree, summary })
+        let passthrough = (request.passthrough, request.stack_depth);
+        let (fs, opens) = (Arc::new(fs), OnceLock::new());
+        Ok(Prepared { served: Self { fs, runtime, before, error_before, passthrough, opens }, tree, summary })
     }
 
     fn mounted(&self) -> Result<(), MountFailure> {
@@ -156,8 +165,18 @@ impl Served for Service {
         }
     }
 
-    fn filesystem(self: &Arc<Self>, beat: Beat) -> Adapter {
-        Adapter::new(Arc::clone(&self.fs), self.runtime.handle().clone(), move || beat.answered())
+    fn filesystem(self: &Arc<Self>, beat: Beat, opens: Arc<Opens>) -> Adapter {
+        let (fs, runtime) = (Arc::clone(&self.fs), self.runtime.handle().clone());
+        let opens = Arc::clone(self.opens.get_or_init(|| opens));
+        Adapter::new(fs, runtime, opens, self.passthrough, move || beat.answered())
+    }
+
+    fn backing(&self, inode: u64) -> Option<impl Backing> {
+        self.fs.whole(Inode(inode), self.passthrough.0)
+    }
+
+    fn touched(&self, inode: u64) {
+        self.fs.report_touched(Inode(inode));
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -168,7 +187,7 @@ impl Served for Service {
             bytes_verified: counters.verified,
             bytes_fetched: self.before.fetched + counters.fetched,
             cache_hits: self.before.cache_hits + counters.cache_hits,
-            passthrough: false,
+            passthrough: self.opens.get().is_some_and(|opens| opens.passes_through()),
             last_error: ledger.last_error().map(last_error).or_else(|| self.error_before.clone()),
         }
     }

@@ -26,6 +26,7 @@ pub use settings::Setting;
 pub use settings::Settings;
 
 use crate::audit;
+use crate::fs::Passthrough;
 use crate::kit::filter::Filter;
 use crate::kit::filter::InvalidFilter;
 use crate::layers::Metadata;
@@ -81,6 +82,8 @@ pub struct MountOptions {
     pub allow_other: Option<bool>,
     /// The command stays and unmounts when it is ended.
     pub foreground: bool,
+    /// Which files the kernel may read by itself.
+    pub passthrough: Passthrough,
 }
 
 /// What `umount` does with a mount that is in use.
@@ -315,7 +318,15 @@ fn filters(settings: &Settings) -> Result<Vec<Filter>, ConfigError> {
 }
 
 fn mount_options(settings: &Settings) -> Result<MountOptions, ConfigError> {
-    let mut options = MountOptions { noexec: false, allow_other: None, foreground: switch(settings, "foreground")? };
+    let passthrough = choice(settings, "passthrough", |word| match word {
+        "auto" => Some(Passthrough::Auto),
+        "sealed" => Some(Passthrough::Sealed),
+        "off" => Some(Passthrough::Off),
+        _ => None,
+    })?
+    .unwrap_or(Passthrough::Auto);
+    let foreground = switch(settings, "foreground")?;
+    let mut options = MountOptions { noexec: false, allow_other: None, foreground, passthrough };
     let Some(given) = settings.given("options") else { return Ok(options) };
     for word in texts(settings, "options")?.iter().flat_map(|list| list.split(',')) {
         let allow_other = match word {

@@ -88,6 +88,13 @@ pub const SETTINGS: &[Setting] = &[
         help: "Fetch nothing before it is read, what readers will want next, or all of the kit [default: auto]",
     },
     Setting {
+        name: "passthrough",
+        kind: Kind::Choice(&["auto", "sealed", "off"]),
+        scope: MOUNT,
+        help: "Let the kernel read verified files by itself: those that nobody can write to unnoticed, those that \
+               fs-verity seals, or none [default: auto]",
+    },
+    Setting {
         name: "lazy",
         kind: Kind::Switch,
         scope: Scope::Only(&["umount"]),

@@ -55,7 +55,8 @@ fn defaults() {
     assert_eq!((config.freshness, config.metadata), (Freshness::Prefer, Metadata::Provisional));
     assert_eq!(config.prefetch, Prefetch::Auto);
     assert_eq!((config.output, config.busy), (Output::Text, Busy::Refuse));
-    assert_eq!(config.mount, MountOptions { noexec: false, allow_other: None, foreground: false });
+    let passthrough = Passthrough::Auto;
+    assert_eq!(config.mount, MountOptions { noexec: false, allow_other: None, foreground: false, passthrough });
 }
 
 #[test]

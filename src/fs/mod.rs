@@ -17,6 +17,7 @@ use crate::buffers::BUFFER;
 use crate::chunks::ChunkError;
 use crate::chunks::Chunks;
 use crate::chunks::FileAt;
+use crate::chunks::Whole;
 use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::kit::filter::Filter;
@@ -32,6 +33,8 @@ use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::layers::Metadata;
 use crate::layers::Workshop;
+use crate::ledger::Trouble;
+use crate::ledger::TroubleKind;
 use crate::resolve::Kit;
 use crate::resolve::Pinned;
 use crate::resolve::ResolveError;
@@ -40,6 +43,18 @@ use crate::verify::Verified;
 
 /// How many layers are listed at once.
 const LISTED_AT_ONCE: usize = 8;
+
+/// Which files the kernel may read by itself, once every byte of them is proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Passthrough {
+    /// None.
+    Off,
+    /// Those that the kernel itself checks, for they are sealed with fs-verity.
+    Sealed,
+    /// Those that nobody can write to without being noticed.
+    Auto,
+}
 
 /// A kit as a read-only tree of files.
 #[derive(Debug)]
@@ -171,6 +186,25 @@ impl KitFs {
         }
     }
 
+    /// The file that holds the content of an inode, if every byte of it is proved and the kernel may read it by
+    /// itself. Small files are faster where they are asked for: they have no object that is known to be whole.
+    pub fn whole(&self, inode: Inode, which: Passthrough) -> Option<Whole> {
+        let node = self.tree.node(inode)?;
+        let NodeKind::File { layer, entry } = node.kind else { return None };
+        let whole = || self.chunks.whole(FileAt { layer: self.layer(layer)?, entry, size: node.size });
+        match which {
+            Passthrough::Off => None,
+            Passthrough::Sealed => whole().filter(Whole::is_sealed),
+            Passthrough::Auto => whole(),
+        }
+    }
+
+    /// Somebody may have written to the object that holds the content of an inode.
+    pub fn report_touched(&self, inode: Inode) {
+        let path = self.tree.path(inode).map(|path| path.to_string());
+        self.workshop.ledger.report(Trouble { path, ..Trouble::new(TroubleKind::Store, &ReadError::Touched) });
+    }
+
     fn content(&self, inode: Inode, range: Range<u64>) -> Result<Content<'_>, ReadError> {
         let node = self.tree.node(inode).ok_or(ReadError::NoSuchInode)?;
         let end = range.end.min(node.size).min(range.start.saturating_add(BUFFER as u64));
@@ -288,6 +322,9 @@ pub enum ReadError {
     /// The bytes could not be had or proved.
     #[error(transparent)]
     Chunk(#[from] Arc<ChunkError>),
+    /// Somebody opened the file's object for writing while the kernel read it.
+    #[error("a cached file was opened for writing while it was read: it is proved again when all have closed it")]
+    Touched,
 }
 
 impl ReadError {
@@ -295,7 +332,7 @@ impl ReadError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::NoSuchInode => Fault::NotFound,
-            Self::IsDirectory => Fault::Other,
+            Self::IsDirectory | Self::Touched => Fault::Other,
             Self::Chunk(error) => error.fault(),
         }
     }

@@ -10,6 +10,6 @@ pub(super) fn of(error: &ReadError) -> Errno {
     match error {
         ReadError::NoSuchInode => Errno::ENOENT,
         ReadError::IsDirectory => Errno::EISDIR,
-        ReadError::Chunk(_) => Errno::EIO,
+        ReadError::Chunk(_) | ReadError::Touched => Errno::EIO,
     }
 }

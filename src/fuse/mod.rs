@@ -3,10 +3,13 @@
 //! Metadata is answered from memory, on the thread that read the request: a process that waits for such
 //! an answer cannot be killed. Reads that need a source move into a task with their reply.
 
+pub mod backing;
 mod errno;
+pub mod opens;
 pub mod session;
 
 use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,7 +23,11 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::buffers::BUFFER;
+use crate::chunks::Whole;
 use crate::fs::KitFs;
+use crate::fs::Passthrough;
+use crate::fuse::backing::Backing;
+use crate::fuse::opens::{Mode, Opens};
 use crate::kit::tree::Inode;
 use crate::kit::tree::Node;
 use crate::kit::tree::NodeKind;
@@ -45,15 +52,26 @@ pub struct Adapter {
     fs: Arc<KitFs>,
     runtime: Handle,
     owner: (u32, u32),
+    opens: Arc<Opens>,
+    passthrough: Passthrough,
+    stack_depth: u32,
     answered: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Adapter {
     /// Serves `fs`; reads that have to wait do so on `runtime`. Files belong to whoever runs this process.
-    /// `answered` is called after each answer that could have been the last thing this process did.
-    pub fn new(fs: Arc<KitFs>, runtime: Handle, answered: impl Fn() + Send + Sync + 'static) -> Self {
+    /// `answered` is called after each answer that could have been the last thing this process did. Files of
+    /// the `passthrough` kind are handed to the kernel if they lie on at most `stack_depth` file systems, ours
+    /// counted.
+    pub fn new(
+        fs: Arc<KitFs>,
+        runtime: Handle,
+        opens: Arc<Opens>,
+        (passthrough, stack_depth): (Passthrough, u32),
+        answered: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { fs, runtime, owner, answered: Arc::new(answered) }
+        Self { fs, runtime, owner, opens, passthrough, stack_depth, answered: Arc::new(answered) }
     }
 
     fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
@@ -128,6 +146,32 @@ fn reply_verified(reply: ReplyData, bytes: &Verified<Bytes>) {
     reply.data(bytes);
 }
 
+/// Answers an OPEN in the mode that was written down for it.
+pub fn reply_opened(reply: ReplyOpen, handle: FileHandle, mode: Mode) {
+    match mode {
+        Mode::Cached => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+        Mode::Passthrough(id) => {
+            // SAFETY: `Opens` has registered it on this connection, and gives it back when nothing is open of
+            // the inode, which an OPEN that is not answered keeps from happening.
+            let backing = unsafe { reply.wrap_backing(id) };
+            // The kernel refuses KEEP_CACHE beside passthrough.
+            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
+            // Dropped, it would be given back here.
+            backing.into_raw();
+        }
+    }
+}
+
+impl Backing for Whole {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor()
+    }
+
+    fn is_unchanged(&self) -> bool {
+        self.is_unchanged()
+    }
+}
+
 fn time(seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let time = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
@@ -144,6 +188,9 @@ impl fuser::Filesystem for Adapter {
         let _ = config.set_max_write(BUFFER as u32);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
+        if self.passthrough != Passthrough::Off && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
+            let _ = config.set_max_stack_depth(self.stack_depth);
+        }
         Ok(())
     }
 
@@ -165,14 +212,38 @@ impl fuser::Filesystem for Adapter {
         (self.answered)();
     }
 
-    fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        match self.fs.tree().node(Inode(inode.0)) {
-            Some(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
-            None => reply.error(Errno::ENOENT),
+        if self.fs.tree().node(Inode(inode.0)).is_none() {
+            return reply.error(Errno::ENOENT);
         }
+        match self.opens.open(request.unique(), inode.0, || self.fs.whole(Inode(inode.0), self.passthrough)) {
+            Ok((handle, mode)) => reply_opened(reply, handle, mode),
+            Err(error) => {
+                let path = self.fs.tree().path(Inode(inode.0)).map(|path| path.to_string());
+                tracing::error!(path, "open failed: {}", chain(&error));
+                reply.error(Errno::EIO);
+            }
+        }
+        (self.answered)();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Err(error) = self.opens.close(handle) {
+            tracing::error!(%error, "a descriptor that is closed counts as open");
+        }
+        reply.ok();
     }
 
     fn read(

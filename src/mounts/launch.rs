@@ -13,7 +13,7 @@ use rustix::fs::FlockOperation;
 use crate::mounts::message::{FromCaller, Order, ToCaller};
 use crate::mounts::mountinfo;
 use crate::mounts::process;
-use crate::mounts::process::{Session, Signals, Started};
+use crate::mounts::process::{ENDING, Session, Signals, Started};
 use crate::mounts::request::{AbsolutePath, MountFailure, MountRequest, Presence, Progress, Summary};
 use crate::mounts::status;
 use crate::mounts::wire::Channel;
@@ -46,7 +46,7 @@ pub enum Novelty {
 /// thread of the process takes them.
 pub fn mount(mut request: MountRequest, mut progress: impl FnMut(Progress)) -> Result<Mounted, MountFailure> {
     let cannot = |error: io::Error| MountFailure::new(1, format!("the mount's process cannot be started: {error}"));
-    let signals = Signals::block().map_err(cannot)?;
+    let signals = Signals::block(&ENDING).map_err(cannot)?;
     let place = vacancy(&request, &signals, &mut progress)?;
     request.directory = place.directory;
     let presence = request.presence;

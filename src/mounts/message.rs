@@ -1,5 +1,7 @@
 //! The messages between the processes of a mount, direction by direction.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::mounts::request::{MountFailure, MountRequest, Progress, Snapshot, Summary};
@@ -37,13 +39,18 @@ pub(super) enum ToCaller {
 /// From the holder to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToWorker {
-    /// Prepare this. Comes with the page of [`crate::mounts::beat::Beat`], and after a death with the tree
-    /// of the worker before.
+    /// Prepare this. Comes with the page of [`crate::mounts::beat::Beat`], a channel for [`ToKeeper`], the
+    /// table of what is open, and after a death with the tree of the worker before.
     Prepare(Box<Task>),
     /// Shake hands on the socket, and get ready to serve the device. Comes with both.
     Greet,
-    /// The INIT reply is good: serve.
-    Serve,
+    /// The INIT reply is good: serve, with files handed to the kernel where that works.
+    Serve {
+        /// Whether it does.
+        passthrough: bool,
+    },
+    /// Somebody wanted to write to these backing files.
+    Touched(Vec<u32>),
     /// Say how you are, and repeat the number.
     Report(u64),
 }
@@ -74,6 +81,28 @@ pub(super) enum FromWorker {
     Report(Option<u64>, Snapshot),
     /// The connection has ended.
     Ended,
+}
+
+/// From a worker to the holder, as the one who registers backing files.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToKeeper {
+    /// Register the file that comes with this.
+    Register,
+    /// Keep the file that comes with this and has that number: another holder registered it.
+    Adopt(u32),
+    /// These are in use, and no others.
+    Retain(HashSet<u32>),
+    /// That one is not in use any more. Not answered.
+    Release(u32),
+}
+
+/// The answer, in the order of the questions.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromKeeper {
+    /// The number of the file, or an errno.
+    Registered(Result<u32, i32>),
+    /// Those of the ones in use that this holder does not have.
+    Unknown(Vec<u32>),
 }
 
 /// To the holder, from anybody who may open its socket.

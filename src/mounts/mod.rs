@@ -6,8 +6,8 @@
 //! through the mount table and /proc, so they need no state of their own.
 //!
 //! In reading order: what the processes tell each other (`request`, `message`, `wire`), the two of them
-//! (`holder`, `worker`), what the holder works with (`connection`, `control`, `record`,
-//! `process`, `beat`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
+//! (`holder`, `worker`), what they work with (`connection`, `control`, `record`, `process`, `beat`,
+//! `keeper`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
 //!
 //! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
@@ -15,6 +15,7 @@ mod beat;
 mod connection;
 mod control;
 mod holder;
+mod keeper;
 mod launch;
 mod message;
 mod mountinfo;

@@ -171,19 +171,19 @@ pub(super) struct Signals {
 }
 
 /// The signals that ask a mount to end.
-const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+pub(super) const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 impl Signals {
-    /// Blocks the signals that ask for an end.
-    pub(super) fn block() -> io::Result<Self> {
+    /// Blocks these signals.
+    pub(super) fn block(signals: &[libc::c_int]) -> io::Result<Self> {
         let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: `set` is written by sigemptyset before anything reads it, `before` by pthread_sigmask
         // before it is taken; the descriptor is new and nobody else's.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in ENDING {
-                libc::sigaddset(set.as_mut_ptr(), signal);
+            for signal in signals {
+                libc::sigaddset(set.as_mut_ptr(), *signal);
             }
             let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr());
             if error != 0 {

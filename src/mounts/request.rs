@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::audit::Copy;
 use crate::digest::Digest;
+use crate::fs::Passthrough;
 use crate::kit::filter::Filter;
 use crate::layers::Metadata;
 use crate::layers::Prefetch;
@@ -53,6 +54,11 @@ pub struct MountRequest {
     pub cache_size: Option<u64>,
     /// `--memory` in bytes.
     pub memory: u64,
+    /// `--passthrough`.
+    pub passthrough: Passthrough,
+    /// How many file systems lie on each other where the cache is, ours counted: the kernel's
+    /// `max_stack_depth`.
+    pub stack_depth: u32,
     /// `--read-timeout`.
     pub read_timeout: Duration,
     /// Where messages go once the mount runs in the background.

@@ -14,8 +14,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use crate::fuse::backing::Backing;
+use crate::fuse::opens::Opens;
 use crate::fuse::session::{Access, Connection, Greeted};
 use crate::mounts::beat::Beat;
+use crate::mounts::keeper::Keeper;
 use crate::mounts::message::{FromWorker, Task, ToWorker};
 use crate::mounts::process;
 use crate::mounts::request::{LogSettings, MountFailure, MountRequest, Progress, Snapshot, Summary};
@@ -53,8 +56,15 @@ pub trait Served: Sized + Send + Sync + 'static {
     fn unmounted(request: &MountRequest, summary: &Summary);
 
     /// What answers the kernel from now on. `Filesystem::init` must ask for the same every time; the beat is
-    /// told of the first request that is answered.
-    fn filesystem(self: &Arc<Self>, beat: Beat) -> Self::Filesystem;
+    /// told of the first request that is answered, and what is open of every OPEN and RELEASE.
+    fn filesystem(self: &Arc<Self>, beat: Beat, opens: Arc<Opens>) -> Self::Filesystem;
+
+    /// The file behind an inode, if the kernel may read it by itself.
+    fn backing(&self, inode: u64) -> Option<impl Backing>;
+
+    /// Somebody may have written to the file that the kernel reads for an inode. It is not opened any more
+    /// while it is open.
+    fn touched(&self, inode: u64);
 
     /// How it is now. Called about once a second, from a thread that may not wait.
     fn snapshot(&self) -> Snapshot;
@@ -112,8 +122,9 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     if let Some(Err(error)) = oom_score.map(process::set_oom_score) {
         tracing::debug!(%error, "the out-of-memory score stays as it is");
     }
-    let tree = (descriptors.len() > 1).then(|| descriptors.pop()).flatten();
-    let beat = Beat::from_descriptor(descriptors.pop().ok_or_else(unexpected)?)?;
+    let tree = (descriptors.len() > 3).then(|| descriptors.pop()).flatten();
+    let [page, keeper, table] = <[OwnedFd; 3]>::try_from(descriptors).map_err(|_| unexpected())?;
+    let beat = Beat::from_descriptor(page)?;
     let connection = if predecessor.is_some() { Connection::Inherited } else { Connection::New };
     let predecessor = predecessor.zip(tree).map(|((summary, snapshot), tree)| Predecessor {
         tree: File::from(tree),
@@ -137,8 +148,14 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let (ToWorker::Greet, descriptors) = next(channel)? else { return Err(unexpected()) };
     let [device, greeter] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| unexpected())?;
     let access = if request.options.allow_other { Access::Everybody } else { Access::Owner };
-    let session = Greeted::shake_hands(served.filesystem(beat), greeter, access)?;
-    let (ToWorker::Serve, _) = next(channel)? else { return Err(unexpected()) };
+    let keeper = Arc::new(Keeper::new(Channel::new(keeper)?));
+    let opens = Arc::new(Opens::new(table, Box::new(Arc::clone(&keeper)))?);
+    let session = Greeted::shake_hands(served.filesystem(beat, Arc::clone(&opens)), greeter, access)?;
+    let (ToWorker::Serve { passthrough }, _) = next(channel)? else { return Err(unexpected()) };
+    if passthrough {
+        reclaim(&opens, &keeper, &*served)?;
+        opens.allow_passthrough();
+    }
     let session = session.attach(device.as_fd(), connection)?;
     // The session has a descriptor of its own; the connection must be able to end with it.
     drop(device);
@@ -151,7 +168,7 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
 
     std::thread::scope(|threads| {
         let reporter = std::thread::Builder::new().name("kitfs-report".to_owned());
-        reporter.spawn_scoped(threads, || report(channel, &*served))?;
+        reporter.spawn_scoped(threads, || report(channel, &opens, &*served))?;
         session.run()?;
         served.ended();
         let told = channel.send_patiently(&FromWorker::Ended, &[], Some(Instant::now() + REPORT_EVERY));
@@ -164,9 +181,25 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     })
 }
 
+/// Makes holder and table agree about the files that are in passthrough. A holder that registered none of them
+/// gets them, to keep their leases; one that cannot be leased, or is not there any more, may have been touched.
+fn reclaim(opens: &Opens, keeper: &Keeper, served: &impl Served) -> io::Result<()> {
+    let backed = opens.backed();
+    let unknown = keeper.retain(backed.iter().map(|(_, id)| *id).collect())?;
+    for (inode, id) in backed.into_iter().filter(|(_, id)| unknown.contains(id)) {
+        let kept = served.backing(inode).is_some_and(|file| {
+            keeper.adopt(id, file.descriptor()).is_ok() && file.is_unchanged()
+        });
+        if !kept && opens.touched(id).is_some() {
+            served.touched(inode);
+        }
+    }
+    Ok(())
+}
+
 /// Says how the worker is, when asked and when it has changed, until the holder is gone. The mount goes on
 /// without a holder.
-fn report(channel: &Channel, served: &impl Served) {
+fn report(channel: &Channel, opens: &Opens, served: &impl Served) {
     let mut last = None;
     loop {
         match channel.wait::<ToWorker>(Some(Instant::now() + REPORT_EVERY)) {
@@ -175,6 +208,9 @@ fn report(channel: &Channel, served: &impl Served) {
                 // A holder that does not listen asks again.
                 let _ = channel.send(&FromWorker::Report(Some(number), snapshot.clone()), &[]);
                 last = Some(snapshot);
+            }
+            Ok(Some((ToWorker::Touched(ids), _))) => {
+                ids.into_iter().filter_map(|id| opens.touched(id)).for_each(|inode| served.touched(inode));
             }
             Ok(Some(_)) => tracing::warn!("the holder asked for something at a wrong time"),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {

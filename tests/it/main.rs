@@ -25,6 +25,7 @@ mod many_files;
 mod mount_cli;
 mod own_kits;
 mod parents;
+mod passthrough;
 mod policy;
 mod readers;
 mod privacy;

@@ -25,6 +25,9 @@ macro_rules! cases {
 pub const ALL: &[(&str, fn())] = cases![
     a_mount_lists_reads_and_unmounts,
     readers_notice_nothing_of_fifty_killed_workers,
+    what_the_kernel_reads_by_itself_stays_so_over_deaths,
+    a_file_that_somebody_can_write_to_is_not_handed_over,
+    a_backing_file_that_is_written_to_is_not_opened_again,
     a_status_in_the_middle_of_a_takeover_names_the_new_worker,
     the_directory_must_be_there_and_empty,
     the_same_kit_again_is_no_second_mount,
@@ -66,7 +69,13 @@ fn a_mount_lists_reads_and_unmounts() {
 }
 
 fn readers_notice_nothing_of_fifty_killed_workers() {
-    let host = Host::mounted("toy:ok");
+    for reference in ["toy:ok", "toy:passing"] {
+        check_killed_workers(reference);
+    }
+}
+
+fn check_killed_workers(reference: &str) {
+    let host = Host::mounted(reference);
     let directory = host.directory();
     let stop = AtomicBool::new(false);
     let [reads, lists, maps, direct] = [const { AtomicU64::new(0) }; 4];
@@ -84,6 +93,17 @@ fn readers_notice_nothing_of_fifty_killed_workers() {
                     assert!(part[..length] == expected[..length.min(expected.len())]);
                     assert_eq!(length, part.len().min(expected.len()));
                     reads.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        threads.spawn(|| {
+            // One descriptor stays open, and keeps its inode's mode for all others.
+            let held = File::open(directory.join("f3")).unwrap();
+            while again() {
+                for file in [&held, &File::open(directory.join("f3")).unwrap()] {
+                    let mut part = [0; 5000];
+                    file.read_exact_at(&mut part, 1_234_567).unwrap();
+                    assert!(part == toy::content(3)[1_234_567..][..5000]);
                 }
             }
         });
@@ -128,6 +148,66 @@ fn readers_notice_nothing_of_fifty_killed_workers() {
     let counts = [reads, lists, maps, direct].map(AtomicU64::into_inner);
     assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
     assert_eq!(host.status().takeovers, 50);
+}
+
+/// The mount reads without its worker.
+fn check_without_worker(host: &Host, read: impl FnOnce()) {
+    let pid = host.status().pid;
+    signal(pid, Signal::STOP);
+    read();
+    signal(pid, Signal::CONT);
+}
+
+fn what_the_kernel_reads_by_itself_stays_so_over_deaths() {
+    let host = Host::mounted("toy:passing");
+    assert!(host.status().passthrough);
+    let file = File::open(host.directory().join("f1")).unwrap();
+    for _ in 0..3 {
+        check_without_worker(&host, || assert!(mapped_equals(&file, toy::content(1))));
+        let pid = host.status().pid;
+        signal(pid, Signal::KILL);
+        host.next_worker(pid);
+        // EIO if it had another mode or file than the first one.
+        let again = File::open(host.directory().join("f1")).unwrap();
+        check_without_worker(&host, || assert!(mapped_equals(&again, toy::content(1))));
+    }
+    check(&host.directory(), toy::BACKED);
+    drop(file);
+    check(&host.directory(), 1);
+    assert!(host.status().passthrough);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn writer(path: &Path) -> File {
+    File::options().write(true).open(path).unwrap()
+}
+
+fn a_file_that_somebody_can_write_to_is_not_handed_over() {
+    let host = Host::mounted("toy:passing");
+    let writer = writer(&toy::backing_path(&host.state(), 2));
+    // Answered by the worker, which has another copy of it.
+    writer.write_all_at(b"wrong", 1_000_000).unwrap();
+    check(&host.directory(), 2);
+    drop(writer);
+}
+
+fn a_backing_file_that_is_written_to_is_not_opened_again() {
+    let host = Host::mounted("toy:passing");
+    let path = host.directory().join("f1");
+    let open = File::open(&path).unwrap();
+    // Whoever opens it to write waits for the lease, and gets it.
+    drop(writer(&toy::backing_path(&host.state(), 1)));
+    let refused = || File::open(&path).is_err_and(|error| error.raw_os_error() == Some(libc::EIO));
+    eventually("it is not opened any more", refused);
+    let pid = host.status().pid;
+    signal(pid, Signal::KILL);
+    host.next_worker(pid);
+    eventually("by the next worker neither", refused);
+    assert!(host.log().contains("opened for writing"), "{}", host.log());
+    drop(open);
+    eventually("it is opened again after its last close", || File::open(&path).is_ok());
+    check(&host.directory(), 1);
 }
 
 fn mapped_equals(file: &File, content: &[u8]) -> bool {

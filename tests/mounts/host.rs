@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kitfs::fs::Passthrough;
 use kitfs::layers::{Metadata, Prefetch};
 use kitfs::mounts::{
     AbsolutePath, AuditSettings, Busy, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
@@ -223,6 +224,8 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
         runtime_dir: AbsolutePath::new(state.join("run")).unwrap(),
         cache_size: None,
         memory: 1 << 27,
+        passthrough: Passthrough::Auto,
+        stack_depth: 1,
         read_timeout: Duration::from_secs(60),
         audit: AuditSettings { file: path(&arguments[2]), copies: Vec::new() },
         log: LogSettings { target: LogTarget::Stderr, level: "debug".to_owned() },

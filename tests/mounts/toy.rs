@@ -1,15 +1,21 @@
 //! A file system to mount in tests: the same few files for every worker, and faults by reference.
 
 use std::ffi::OsStr;
-use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
 };
 use kitfs::digest::Digest;
+use kitfs::fuse::backing::Backing;
+use kitfs::fuse::opens::Opens;
+use kitfs::fuse::reply_opened;
 use kitfs::mounts::{
     Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served, Snapshot, State,
     Summary, tree_file,
@@ -36,15 +42,37 @@ pub fn content(number: u64) -> &'static [u8] {
     &PATTERN[usize::try_from(number).unwrap()..][..SIZE]
 }
 
+/// The file behind file `number`, of a toy whose kernel reads by itself.
+pub fn backing_path(state_dir: &Path, number: u64) -> PathBuf {
+    state_dir.join(format!("f{number}"))
+}
+
+/// How many files there is a file behind, the first ones.
+pub const BACKED: u64 = 20;
+
 pub struct Toy {
     reference: String,
     counted: Option<Snapshot>,
+    state_dir: PathBuf,
+    opens: OnceLock<Arc<Opens>>,
 }
 
 pub struct ToyFs {
-    reference: String,
+    toy: Arc<Toy>,
+    opens: Arc<Opens>,
     beat: Beat,
-    is_heir: bool,
+}
+
+pub struct ToyBacking(File);
+
+impl Backing for ToyBacking {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn is_unchanged(&self) -> bool {
+        self.0.metadata().unwrap().len() == SIZE as u64
+    }
 }
 
 impl Served for Toy {
@@ -85,11 +113,28 @@ impl Served for Toy {
             }
             None => (tree_file(b"tree").unwrap(), None),
         };
-        Ok(Prepared { served: Self { reference, counted }, tree, summary })
+        if reference == "toy:passing" && counted.is_none() {
+            for number in 0..BACKED {
+                let path = backing_path(&request.state_dir, number);
+                std::fs::write(&path, content(number)).unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+            }
+        }
+        let state_dir = request.state_dir.to_path_buf();
+        Ok(Prepared { served: Self { reference, counted, state_dir, opens: OnceLock::new() }, tree, summary })
     }
 
-    fn filesystem(self: &Arc<Self>, beat: Beat) -> ToyFs {
-        ToyFs { reference: self.reference.clone(), beat, is_heir: self.counted.is_some() }
+    fn filesystem(self: &Arc<Self>, beat: Beat, opens: Arc<Opens>) -> ToyFs {
+        ToyFs { toy: Arc::clone(self), opens: Arc::clone(self.opens.get_or_init(|| opens)), beat }
+    }
+
+    fn backing(&self, inode: u64) -> Option<impl Backing> {
+        let path = backing_path(&self.state_dir, inode - 2);
+        (self.reference == "toy:passing").then(|| File::open(path).ok()).flatten().map(ToyBacking)
+    }
+
+    fn touched(&self, inode: u64) {
+        tracing::error!(inode, "touched");
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -98,7 +143,7 @@ impl Served for Toy {
             bytes_verified: 0,
             bytes_fetched: 7,
             cache_hits: self.counted.as_ref().map_or(0, |counted| counted.cache_hits),
-            passthrough: false,
+            passthrough: self.opens.get().is_some_and(|opens| opens.passes_through()),
             last_error: None,
         }
     }
@@ -151,7 +196,12 @@ fn attributes(inode: INodeNo) -> Option<FileAttr> {
 
 impl Filesystem for ToyFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let background = if self.reference == "toy:fickle" && self.is_heir { 100 } else { 1024 };
+        let is_heir = self.toy.counted.is_some();
+        let background = if self.toy.reference == "toy:fickle" && is_heir { 100 } else { 1024 };
+        if self.toy.reference == "toy:passing" {
+            config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).unwrap();
+            config.set_max_stack_depth(1).unwrap();
+        }
         config.set_max_background(background).unwrap();
         config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS).unwrap();
         Ok(())
@@ -173,8 +223,29 @@ impl Filesystem for ToyFs {
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::empty());
+    fn open(&self, request: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.opens.open(request.unique(), inode.0, || self.toy.backing(inode.0)) {
+            Ok((handle, mode)) => reply_opened(reply, handle, mode),
+            Err(error) => {
+                tracing::error!(%error, "open");
+                reply.error(Errno::EIO);
+            }
+        }
+        self.beat.answered();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.opens.close(handle).unwrap();
+        reply.ok();
     }
 
     fn read(
@@ -189,7 +260,7 @@ impl Filesystem for ToyFs {
         reply: ReplyData,
     ) {
         let number = u64::from(inode) - 2;
-        match self.reference.as_str() {
+        match self.toy.reference.as_str() {
             "toy:poison" if number == 66 => std::process::abort(),
             "toy:stuck" if number == 66 => {
                 std::thread::sleep(Duration::from_secs(1000));

@@ -25,6 +25,9 @@ const DEVICE: &str = "/dev/fuse";
 const UDEV_FIX: &str = "chmod 0666 /dev/fuse, as udev does; for good: \
                         echo 'KERNEL==\"fuse\", MODE=\"0666\"' > /etc/udev/rules.d/99-fuse.rules";
 
+/// `OVERLAYFS_SUPER_MAGIC`.
+const OVERLAYFS: u32 = 0x794c_7630;
+
 /// Looks at everything.
 pub fn diagnose(folders: &Folders) -> Diagnosis {
     let host = Host::current();
@@ -40,7 +43,7 @@ pub fn diagnose(folders: &Folders) -> Diagnosis {
         device_for_users(),
         allow_other(&host),
         takeover(&host),
-        passthrough(&host),
+        passthrough(&host, &folders.cache),
         sealing(&folders.cache),
         readahead(&host),
         kept_on_disk(&folders.cache),
@@ -51,6 +54,11 @@ pub fn diagnose(folders: &Folders) -> Diagnosis {
 /// Whether the content of files below `folder` can be sealed with fs-verity.
 pub fn can_seal(folder: &Path) -> bool {
     sealing::probe(&existing(folder)).is_ok()
+}
+
+/// Whether a folder is on overlayfs, over which the kernel reads files by itself only if that was said at mount.
+pub fn lies_on_overlay(folder: &Path) -> bool {
+    rustix::fs::statfs(existing(folder)).is_ok_and(|stat| stat.f_type as u32 == OVERLAYFS)
 }
 
 fn good(name: &'static str, detail: impl Into<String>) -> Check {
@@ -146,7 +154,7 @@ fn takeover(host: &Host) -> Check {
     }
 }
 
-fn passthrough(host: &Host) -> Check {
+fn passthrough(host: &Host, cache: &Path) -> Check {
     let name = "passthrough";
     let fix = "Linux 6.9 or newer with CONFIG_FUSE_PASSTHROUGH, and CAP_SYS_ADMIN";
     if host.kernel < (6, 9) {
@@ -158,7 +166,14 @@ fn passthrough(host: &Host) -> Check {
     if !(host.may_administer && host.is_initial_namespace) {
         return bad(name, "needs CAP_SYS_ADMIN outside of user namespaces", "mount as root");
     }
-    good(name, format!("Linux {} can read verified files without asking kitfs", host.release))
+    let sealed = match sealing::probe(&existing(cache)) {
+        Ok(()) => "those that are sealed with fs-verity it checks by itself",
+        Err(_) => {
+            "without fs-verity it trusts the disk from open to close: writing to a cached file stops that and is \
+             told, damage to the disk under it is not (--passthrough off has every read checked)"
+        }
+    };
+    good(name, format!("Linux {} can read verified files without asking kitfs; {sealed}", host.release))
 }
 
 fn sealing(cache: &Path) -> Check {
@@ -206,7 +221,7 @@ fn kept_on_disk(cache: &Path) -> Check {
         Ok(0x6969 | 0xff53_4d42 | 0x0102_1997) => {
             bad(name, format!("{} is on a network file system", folder.display()), fix)
         }
-        Ok(0x794c_7630) => {
+        Ok(OVERLAYFS) => {
             bad(name, format!("{} is on overlayfs, as the root of a container is", folder.display()), fix)
         }
         Ok(_) => good(name, format!("{} is on a local file system", folder.display())),

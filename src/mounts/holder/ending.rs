@@ -22,9 +22,11 @@ const STOP_AGAIN: Duration = Duration::from_millis(500);
 impl Holder {
     pub(super) fn take_signals(&mut self) {
         while let Some(signal) = self.signals.take() {
-            // There is no terminal to hang up.
-            if signal != libc::SIGHUP {
-                self.stop();
+            match signal {
+                libc::SIGIO => self.look_at_leases(),
+                // There is no terminal to hang up.
+                libc::SIGHUP => {}
+                _ => self.stop(),
             }
         }
     }

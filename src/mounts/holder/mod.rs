@@ -5,6 +5,7 @@
 //! It never touches the mounted file system, and knows nothing of kits.
 
 mod answers;
+mod backings;
 mod clients;
 mod ending;
 mod succession;
@@ -18,14 +19,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
+use crate::fuse::opens;
 use crate::mounts::beat::Beat;
 use crate::mounts::connection::Connection;
 use crate::mounts::control::Listener;
+use crate::mounts::holder::backings::Backings;
 use crate::mounts::holder::clients::Clients;
 use crate::mounts::holder::succession::OWN_DEATH;
 use crate::mounts::message::{FromCaller, Order};
 use crate::mounts::process;
-use crate::mounts::process::{Signals, Started};
+use crate::mounts::process::{ENDING, Signals, Started};
 use crate::mounts::record::Written;
 use crate::mounts::request::{LastError, MountFailure, MountRequest, Snapshot, State, Summary};
 use crate::mounts::wire;
@@ -50,7 +53,7 @@ const ORDER: Duration = Duration::from_secs(10);
 /// The whole life of a holder.
 pub(super) fn hold<S: Served>(id: &str, socket: &Path) -> ExitCode {
     let result = process::begin().and_then(|caller| {
-        let signals = Signals::block()?;
+        let signals = Signals::block(&[ENDING.as_slice(), &[libc::SIGIO]].concat())?;
         let order = caller.wait(Some(Instant::now() + ORDER))?;
         let Some((FromCaller::Mount(order), _)) = order else { return Err(io::ErrorKind::UnexpectedEof.into()) };
         S::start_log(&order.request.log, &order.request.state_dir);
@@ -83,6 +86,9 @@ struct Holder {
     socket: PathBuf,
     clients: Clients,
     connection: Option<Connection>,
+    /// What is open, as workers write it down for those after them.
+    opens: OwnedFd,
+    backings: Backings,
     worker: Option<Worker>,
     /// Dead workers with threads that are not.
     lingering: Vec<Started>,
@@ -132,6 +138,8 @@ enum End {
 struct Worker {
     process: Started,
     channel: Channel,
+    /// On which it has files registered.
+    keeper: Channel,
     beat: Beat,
     stage: Stage,
     started: Instant,
@@ -160,6 +168,7 @@ enum Stage {
 enum Event {
     Signal,
     WorkerMessage,
+    Keeper,
     Greeting,
     WorkerDeath,
     Caller,
@@ -183,6 +192,8 @@ impl Holder {
             socket: socket.to_owned(),
             clients: Clients::default(),
             connection: None,
+            opens: opens::table()?,
+            backings: Backings::default(),
             worker: None,
             lingering: Vec::new(),
             restart: Some(Instant::now()),
@@ -229,6 +240,7 @@ impl Holder {
         // A dead one is always readable, and is heard out when it is buried.
         if let Some(worker) = self.worker.as_ref().filter(|worker| worker.dead.is_none()) {
             sources.push((worker.channel.as_fd(), PollFlags::IN, Event::WorkerMessage));
+            sources.push((worker.keeper.as_fd(), PollFlags::IN, Event::Keeper));
             if let Stage::Greeting(greeter) = &worker.stage {
                 sources.push((greeter.as_fd(), PollFlags::IN, Event::Greeting));
             }
@@ -266,6 +278,7 @@ impl Holder {
         match event {
             Event::Signal => self.take_signals(),
             Event::WorkerMessage => self.hear_worker(),
+            Event::Keeper => self.hear_keeper(),
             Event::Greeting => self.hear_greeting(),
             Event::WorkerDeath => {
                 if let Some(worker) = &mut self.worker {

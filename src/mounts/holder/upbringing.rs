@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Instant;
 
+use crate::fs::Passthrough;
 use crate::mounts::beat::Beat;
 use crate::mounts::connection::Connection;
 use crate::mounts::holder::{End, Event, Holder, Ready, SHORT_TICK, Stage, TICK, Worker};
@@ -21,6 +22,7 @@ use crate::mounts::wire::Channel;
 impl Holder {
     pub(super) fn start_worker(&mut self) -> io::Result<()> {
         let (channel, theirs) = Channel::pair()?;
+        let (keeper, asking) = Channel::pair()?;
         let (beat, page) = Beat::new()?;
         let arguments = [OsStr::new(process::WORK), OsStr::new(&self.id), self.request.directory.as_os_str()];
         // Standard error is the caller's in the foreground, else /dev/null already.
@@ -33,7 +35,7 @@ impl Holder {
             predecessor: self.prepared.as_ref().map(|(summary, _)| (summary.clone(), self.snapshot.clone())),
             oom_score: self.oom_score,
         };
-        let mut descriptors = vec![page.as_fd()];
+        let mut descriptors = vec![page.as_fd(), asking.as_fd(), self.opens.as_fd()];
         descriptors.extend(self.prepared.as_ref().map(|(_, tree)| tree.as_fd()));
         // A worker that is dead by now is noticed as any other dead one.
         let sent = channel.send(&ToWorker::Prepare(Box::new(task)), &descriptors);
@@ -44,6 +46,7 @@ impl Holder {
         self.worker = Some(Worker {
             process,
             channel,
+            keeper,
             beat,
             stage: Stage::Preparing,
             started: Instant::now(),
@@ -152,16 +155,22 @@ impl Holder {
             worker.stage = Stage::Starting;
             return;
         }
-        let settled = connection.settle(reply).map_err(|error| MountFailure::new(1, error.to_string()));
-        let told = settled.and_then(|()| {
-            worker.channel.send(&ToWorker::Serve, &[]).map_err(|error| MountFailure::new(1, error.to_string()))
-        });
-        match told {
-            Ok(()) => {
-                worker.stage = Stage::Starting;
-                self.was_served = true;
-            }
-            Err(failure) => self.give_up_on_worker(failure),
+        worker.stage = Stage::Starting;
+        if let Err(error) = connection.settle(reply) {
+            return self.give_up_on_worker(MountFailure::new(1, error.to_string()));
+        }
+        let passthrough = self.request.passthrough != Passthrough::Off
+            && match self.probe_passthrough() {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::info!(%error, "the kernel does not read cached files by itself here");
+                    false
+                }
+            };
+        let Some(worker) = &self.worker else { return };
+        match worker.channel.send(&ToWorker::Serve { passthrough }, &[]) {
+            Ok(()) => self.was_served = true,
+            Err(error) => self.give_up_on_worker(MountFailure::new(1, error.to_string())),
         }
     }
 
@@ -178,6 +187,7 @@ impl Holder {
             return;
         }
         self.takeovers += 1;
+        self.tell_touched();
         tracing::warn!(pid = self.worker.as_ref().map(|worker| worker.process.pid()), "a new worker has taken over");
         self.clients.renew();
         self.ask_worker(self.clients.waiting().collect());

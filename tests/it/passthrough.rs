@@ -1,0 +1,139 @@
+//! Files that the kernel reads by itself: which ones, what happens to them when the worker dies, and when somebody
+//! writes to what they are read from.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::PathBuf;
+
+use crate::support::host;
+use crate::support::kit::{Base, Kit, Layout, file, noise};
+use crate::support::kitfs::Kitfs;
+use crate::support::mount::{Mount, attribute};
+
+const SIZE: usize = 3_000_001;
+const EIO: i32 = 5;
+
+fn content() -> Vec<u8> {
+    noise(3, SIZE)
+}
+
+/// A reference to a kit with a large file and a small one.
+fn kit(kitfs: &Kitfs) -> String {
+    let files = [file("model/large", content()), file("model/small", noise(4, 1000))];
+    let kit = Kit::named("passthrough").with(Base::Model, "model", files).pack();
+    Layout::of(kitfs.path("layout"), &kit).reference("v1")
+}
+
+/// A mount of it, proved.
+fn warm<'k>(kitfs: &'k Kitfs, arguments: &[&str]) -> Mount<'k> {
+    let mount = kitfs.mount_with(&kit(kitfs), arguments);
+    assert!(std::fs::read(mount.at("model/large")).expect("a good kit") == content());
+    mount
+}
+
+fn send(pid: i32, signal: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", io::Error::last_os_error());
+}
+
+/// Reads the file through a descriptor while the worker is stopped: without passthrough nobody would answer.
+#[track_caller]
+fn check_without_worker(mount: &Mount<'_>, file: &File) {
+    let pid = mount.process("pid");
+    send(pid, libc::SIGSTOP);
+    let mut bytes = vec![0; SIZE];
+    let read = file.read_exact_at(&mut bytes, 0);
+    send(pid, libc::SIGCONT);
+    read.expect("the kernel reads it");
+    assert!(bytes == content());
+}
+
+fn object(kitfs: &Kitfs, mount: &Mount<'_>) -> PathBuf {
+    let verity = attribute(&mount.at("model/large"), "user.kitfs.verity").expect("proved");
+    let hex = verity.strip_prefix("sha256:").expect("a digest");
+    kitfs.path("cache/v1/objects").join(&hex[..2]).join(hex)
+}
+
+#[test]
+fn a_proved_file_is_read_by_the_kernel_itself() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let mount = warm(&kitfs, &[]);
+    assert_eq!(mount.status()["passthrough"], true);
+    let file = File::open(mount.at("model/large")).expect("it is there");
+    check_without_worker(&mount, &file);
+    assert!(std::fs::read(mount.at("model/small")).expect("a good kit") == noise(4, 1000));
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn it_can_be_turned_off() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let mount = warm(&kitfs, &["--passthrough", "off"]);
+    assert_eq!(mount.status()["passthrough"], false);
+    assert!(std::fs::read(mount.at("model/large")).expect("a good kit") == content());
+    mount.unmount();
+    kitfs.run(&["mount", "oci:x", "/nowhere", "--passthrough", "some"]).expect(2).says("auto, sealed, off");
+}
+
+#[test]
+fn what_is_open_keeps_its_mode_when_workers_die() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit(&kitfs));
+    // Opened when nothing of it was here: asked for, until its last close.
+    let cold = File::open(mount.at("model/large")).expect("it is there");
+    for round in 1..=6 {
+        let mut bytes = vec![0; SIZE];
+        cold.read_exact_at(&mut bytes, 0).expect("a good kit");
+        assert!(bytes == content() && std::fs::read(mount.at("model/large")).expect("a good kit") == content());
+        send(mount.process("pid"), libc::SIGKILL);
+        assert!(host::soon(60, || mount.status()["takeovers"] == round), "nobody took over");
+    }
+    drop(cold);
+    let open = || File::open(mount.at("model/large")).expect("the mode is the one that it has");
+    let held = open();
+    for round in 7..=12 {
+        send(mount.process("pid"), libc::SIGKILL);
+        assert!(host::soon(60, || mount.status()["takeovers"] == round), "nobody took over");
+        check_without_worker(&mount, &open());
+    }
+    check_without_worker(&mount, &held);
+    drop(held);
+    mount.unmount();
+}
+
+#[test]
+fn a_cached_file_that_is_written_to_is_not_handed_out_again() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let mount = warm(&kitfs, &[]);
+    let (path, object) = (mount.at("model/large"), object(&kitfs, &mount));
+    let held = File::open(&path).expect("it is there");
+    std::fs::set_permissions(&object, PermissionsExt::from_mode(0o600)).expect("our own directory");
+    // Waits until the lease is given back.
+    let writer = OpenOptions::new().write(true).open(&object).expect("our own directory");
+    writer.write_all_at(b"not what was proved", 1_000_000).expect("our own directory");
+    let refused = || File::open(&path).is_err_and(|error| error.raw_os_error() == Some(EIO));
+    assert!(host::soon(60, refused), "it is handed out although it was written to");
+    let status = mount.status();
+    assert_eq!(status["last_error"]["kind"], "store", "{status}");
+    assert_eq!(status["last_error"]["path"], "model/large", "{status}");
+    drop((writer, held));
+    // From the source again, for the object is not what it should be.
+    let healed = || std::fs::read(&path).is_ok_and(|bytes| bytes == content());
+    assert!(host::soon(60, || File::open(&path).is_ok()), "its last close does not count");
+    assert!(healed(), "a wrong byte, or none");
+    mount.unmount();
+}
