@@ -24,6 +24,7 @@ use crate::fs::Passthrough;
 use crate::fs::TakeoverError;
 use crate::fuse::Adapter;
 use crate::fuse::backing::Backing;
+use crate::fuse::beat::Beat;
 use crate::fuse::opens::Opens;
 use crate::kit::tree::Inode;
 use crate::layers::Layer;
@@ -31,7 +32,6 @@ use crate::layers::Workshop;
 use crate::ledger::Counters;
 use crate::ledger::Trouble;
 use crate::mounts::AbsolutePath;
-use crate::mounts::Beat;
 use crate::mounts::Decision;
 use crate::mounts::LastError;
 use crate::mounts::LogSettings;
@@ -168,7 +168,7 @@ impl Served for Service {
     fn filesystem(self: &Arc<Self>, beat: Beat, opens: Arc<Opens>) -> Adapter {
         let (fs, runtime) = (Arc::clone(&self.fs), self.runtime.handle().clone());
         let opens = Arc::clone(self.opens.get_or_init(|| opens));
-        Adapter::new(fs, runtime, opens, self.passthrough, move || beat.answered())
+        Adapter::new(fs, runtime, opens, self.passthrough, beat)
     }
 
     fn backing(&self, inode: u64) -> Option<impl Backing> {

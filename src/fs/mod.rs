@@ -199,6 +199,15 @@ impl KitFs {
         }
     }
 
+    /// The inode was closed by the last that had it open.
+    pub fn close(&self, inode: Inode) {
+        let Some(node) = self.tree.node(inode) else { return };
+        let NodeKind::File { layer, entry } = node.kind else { return };
+        if let Some(layer) = self.layer(layer) {
+            self.chunks.close(FileAt { layer, entry, size: node.size });
+        }
+    }
+
     /// Somebody may have written to the object that holds the content of an inode.
     pub fn report_touched(&self, inode: Inode) {
         let path = self.tree.path(inode).map(|path| path.to_string());

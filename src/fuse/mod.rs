@@ -4,7 +4,10 @@
 //! an answer cannot be killed. Reads that need a source move into a task with their reply.
 
 pub mod backing;
+pub mod beat;
+mod caller;
 mod errno;
+mod guard;
 pub mod opens;
 pub mod session;
 
@@ -27,6 +30,7 @@ use crate::chunks::Whole;
 use crate::fs::KitFs;
 use crate::fs::Passthrough;
 use crate::fuse::backing::Backing;
+use crate::fuse::beat::Beat;
 use crate::fuse::opens::{Mode, Opens};
 use crate::kit::tree::Inode;
 use crate::kit::tree::Node;
@@ -55,23 +59,22 @@ pub struct Adapter {
     opens: Arc<Opens>,
     passthrough: Passthrough,
     stack_depth: u32,
-    answered: Arc<dyn Fn() + Send + Sync>,
+    beat: Beat,
 }
 
 impl Adapter {
     /// Serves `fs`; reads that have to wait do so on `runtime`. Files belong to whoever runs this process.
-    /// `answered` is called after each answer that could have been the last thing this process did. Files of
-    /// the `passthrough` kind are handed to the kernel if they lie on at most `stack_depth` file systems, ours
-    /// counted.
+    /// The beat hears of answers. Files of the `passthrough` kind are handed to the kernel if they lie on at most
+    /// `stack_depth` file systems, ours counted.
     pub fn new(
         fs: Arc<KitFs>,
         runtime: Handle,
         opens: Arc<Opens>,
         (passthrough, stack_depth): (Passthrough, u32),
-        answered: impl Fn() + Send + Sync + 'static,
+        beat: Beat,
     ) -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { fs, runtime, owner, opens, passthrough, stack_depth, answered: Arc::new(answered) }
+        Self { fs, runtime, owner, opens, passthrough, stack_depth, beat }
     }
 
     fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
@@ -201,7 +204,7 @@ impl fuser::Filesystem for Adapter {
             Ok(None) => reply.entry(&FOREVER, &self.nothing(), Generation(0)),
             Err(errno) => reply.error(errno),
         }
-        (self.answered)();
+        self.beat.answered();
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -209,7 +212,7 @@ impl fuser::Filesystem for Adapter {
             Some(node) => reply.attr(&FOREVER, &self.attr(Inode(inode.0), &node)),
             None => reply.error(Errno::ENOENT),
         }
-        (self.answered)();
+        self.beat.answered();
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -227,33 +230,35 @@ impl fuser::Filesystem for Adapter {
                 reply.error(Errno::EIO);
             }
         }
-        (self.answered)();
+        self.beat.answered();
     }
 
     fn release(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         handle: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Err(error) = self.opens.close(handle) {
-            tracing::error!(%error, "a descriptor that is closed counts as open");
+        match self.opens.close(handle) {
+            Ok(true) => self.fs.close(Inode(inode.0)),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "a descriptor that is closed counts as open"),
         }
         reply.ok();
     }
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -261,11 +266,25 @@ impl fuser::Filesystem for Adapter {
         let range = offset..offset.saturating_add(u64::from(size));
         if let Some(bytes) = self.fs.ready(inode, range.clone()) {
             reply_verified(reply, &bytes);
-            return (self.answered)();
+            return self.beat.answered();
         }
-        let (fs, answered) = (Arc::clone(&self.fs), Arc::clone(&self.answered));
+        let (fs, beat) = (Arc::clone(&self.fs), self.beat.clone());
+        let unique = request.unique();
+        // Others can be killed while they wait.
+        let killed = (flags.0 & libc::O_DIRECT != 0).then(|| caller::killed(request.pid()));
         self.runtime.spawn(async move {
-            match fs.read(inode, range).await {
+            let read = beat.noted(unique, fs.read(inode, range));
+            let result = match killed {
+                Some(killed) => tokio::select! {
+                    result = read => result,
+                    () = killed => {
+                        reply.error(Errno::EINTR);
+                        return beat.answered();
+                    }
+                },
+                None => read.await,
+            };
+            match result {
                 Ok(bytes) => reply_verified(reply, &bytes),
                 Err(error) => {
                     let path = fs.tree().path(inode).map(|path| path.to_string());
@@ -273,7 +292,7 @@ impl fuser::Filesystem for Adapter {
                     reply.error(errno::of(&error));
                 }
             }
-            answered();
+            beat.answered();
         });
     }
 

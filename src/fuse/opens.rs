@@ -21,7 +21,7 @@ use rustix::fs::MemfdFlags;
 use crate::fuse::backing::{Backing, Keeper};
 
 /// Set in the number of a request that the kernel has sent before (FUSE_UNIQUE_RESEND).
-const RESENT: u64 = 1 << 63;
+pub const RESENT: u64 = 1 << 63;
 
 /// Bytes of an entry. A power of two: an entry lies in one page, and to write within a page is one step that
 /// no SIGKILL cuts in two.
@@ -154,17 +154,18 @@ impl Opens {
         Ok((FileHandle(handle), open.mode))
     }
 
-    /// A descriptor is closed. One that is not known was closed before.
-    pub fn close(&self, handle: FileHandle) -> io::Result<()> {
+    /// A descriptor is closed. One that is not known was closed before. Whether it was the last one of its
+    /// inode.
+    pub fn close(&self, handle: FileHandle) -> io::Result<bool> {
         let mut state = self.lock();
-        let Some(entry) = state.entries.get(&handle.0).copied() else { return Ok(()) };
+        let Some(entry) = state.entries.get(&handle.0).copied() else { return Ok(false) };
         self.table.write_all_at(&[0; ENTRY], entry.slot * ENTRY as u64)?;
         state.entries.remove(&handle.0);
         state.free.push(entry.slot);
-        let Some(open) = state.inodes.get_mut(&entry.inode) else { return Ok(()) };
+        let Some(open) = state.inodes.get_mut(&entry.inode) else { return Ok(false) };
         open.opens -= 1;
         if open.opens > 0 {
-            return Ok(());
+            return Ok(false);
         }
         let mode = open.mode;
         state.inodes.remove(&entry.inode);
@@ -172,7 +173,7 @@ impl Opens {
             state.backed -= 1;
             self.keeper.release(id);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Somebody may have written to a backing file: the inode that has it is not opened any more until its
@@ -264,7 +265,9 @@ fn decode(bytes: &[u8; ENTRY]) -> Option<(u64, (u64, Inode))> {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file is open already, and not to be trusted any more.
-    #[error("its cached file was opened for writing while it was in use: it can be opened again when all have closed it")]
+    #[error(
+        "its cached file was opened for writing while it was in use: it can be opened again when all have closed it"
+    )]
     Touched,
     /// It cannot be written down.
     #[error("what is open cannot be written down")]
@@ -386,8 +389,8 @@ mod tests {
         let next = table.opens();
         let again = next.open(RequestId(2 | RESENT), 5, none).unwrap();
         assert_eq!((first, again), ((FileHandle(2), Mode::Passthrough(7)), first));
-        next.close(FileHandle(2)).unwrap();
-        next.close(FileHandle(2)).unwrap();
+        assert!(next.close(FileHandle(2)).unwrap());
+        assert!(!next.close(FileHandle(2)).unwrap());
         assert_eq!(table.released(), [7]);
     }
 

@@ -5,12 +5,16 @@
 //! put a copy of the INIT request; then the real descriptor takes the socket's number. Relies on the
 //! holder to judge the INIT reply before the session is attached. Mounts and unmounts nothing.
 
+use std::collections::HashSet;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fuser::{Config, Filesystem, SessionACL};
 use rustix::io::{DupFlags, Errno};
+
+use crate::fuse::beat::Beat;
+use crate::fuse::guard::Guard;
 
 /// Who may use the mount. The kernel is told the same at mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +36,24 @@ pub enum Connection {
 
 /// A session that has answered INIT and is not on the connection yet.
 #[derive(Debug)]
-pub struct Greeted<F: Filesystem>(fuser::Session<F>);
+pub struct Greeted<F: Filesystem>(fuser::Session<Guard<F>>);
 
 /// A session that reads from the connection once it runs.
 #[derive(Debug)]
-pub struct Attached<F: Filesystem>(fuser::Session<F>);
+pub struct Attached<F: Filesystem>(fuser::Session<Guard<F>>);
 
 impl<F: Filesystem> Greeted<F> {
     /// Shakes hands on `greeter`, a `SOCK_SEQPACKET` socket on which an INIT request waits; the reply goes
-    /// back through it. Calls `Filesystem::init`.
-    pub fn shake_hands(filesystem: F, greeter: OwnedFd, access: Access) -> io::Result<Self> {
+    /// back through it. Calls `Filesystem::init`. Requests are noted in `beat`, and those that are `condemned`
+    /// get EIO in place of the file system's answer.
+    pub fn shake_hands(
+        filesystem: F,
+        greeter: OwnedFd,
+        access: Access,
+        beat: Beat,
+        condemned: HashSet<u64>,
+    ) -> io::Result<Self> {
+        let filesystem = Guard { inner: filesystem, beat, condemned };
         let acl = match access {
             Access::Everybody => SessionACL::All,
             Access::Owner => SessionACL::Owner,

@@ -39,7 +39,7 @@ pub(super) enum ToCaller {
 /// From the holder to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToWorker {
-    /// Prepare this. Comes with the page of [`crate::mounts::beat::Beat`], a channel for [`ToKeeper`], the
+    /// Prepare this. Comes with the page of [`crate::fuse::beat::Beat`], a channel for [`ToKeeper`], the
     /// table of what is open, and after a death with the tree of the worker before.
     Prepare(Box<Task>),
     /// Shake hands on the socket, and get ready to serve the device. Comes with both.
@@ -62,6 +62,8 @@ pub(super) struct Task {
     pub request: MountRequest,
     /// What the worker before had prepared, and how it was when last heard of.
     pub predecessor: Option<(Summary, Option<Snapshot>)>,
+    /// Requests that were worked on when two workers crashed.
+    pub condemned: HashSet<u64>,
     /// What the out-of-memory killer thought of the caller, in place of what it thinks of the holder.
     pub oom_score: Option<i32>,
 }

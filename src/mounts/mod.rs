@@ -6,12 +6,10 @@
 //! through the mount table and /proc, so they need no state of their own.
 //!
 //! In reading order: what the processes tell each other (`request`, `message`, `wire`), the two of them
-//! (`holder`, `worker`), what they work with (`connection`, `control`, `record`, `process`, `beat`,
-//! `keeper`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
+//! (`holder`, `worker`), what they work with (`connection`, `control`, `record`, `process`, `keeper`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
 //!
 //! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
-mod beat;
 mod connection;
 mod control;
 mod holder;
@@ -32,7 +30,6 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use beat::Beat;
 pub use connection::Busy;
 pub use launch::{Mounted, Novelty, mount};
 pub use request::{

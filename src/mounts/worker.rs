@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::fuse::backing::Backing;
+use crate::fuse::beat::Beat;
 use crate::fuse::opens::Opens;
 use crate::fuse::session::{Access, Connection, Greeted};
-use crate::mounts::beat::Beat;
 use crate::mounts::keeper::Keeper;
 use crate::mounts::message::{FromWorker, Task, ToWorker};
 use crate::mounts::process;
@@ -116,7 +116,7 @@ pub(super) fn work<S: Served>() -> ExitCode {
 
 fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let (ToWorker::Prepare(task), mut descriptors) = next(channel)? else { return Err(unexpected()) };
-    let Task { request, predecessor, oom_score } = *task;
+    let Task { request, predecessor, condemned, oom_score } = *task;
     S::start_log(&request.log, &request.state_dir);
     request.audit.keep_private();
     if let Some(Err(error)) = oom_score.map(process::set_oom_score) {
@@ -150,7 +150,8 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let access = if request.options.allow_other { Access::Everybody } else { Access::Owner };
     let keeper = Arc::new(Keeper::new(Channel::new(keeper)?));
     let opens = Arc::new(Opens::new(table, Box::new(Arc::clone(&keeper)))?);
-    let session = Greeted::shake_hands(served.filesystem(beat, Arc::clone(&opens)), greeter, access)?;
+    let filesystem = served.filesystem(beat.clone(), Arc::clone(&opens));
+    let session = Greeted::shake_hands(filesystem, greeter, access, beat.clone(), condemned)?;
     let (ToWorker::Serve { passthrough }, _) = next(channel)? else { return Err(unexpected()) };
     if passthrough {
         reclaim(&opens, &keeper, &*served)?;
@@ -168,7 +169,7 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
 
     std::thread::scope(|threads| {
         let reporter = std::thread::Builder::new().name("kitfs-report".to_owned());
-        reporter.spawn_scoped(threads, || report(channel, &opens, &*served))?;
+        reporter.spawn_scoped(threads, || report(channel, &beat, &opens, &*served))?;
         session.run()?;
         served.ended();
         let told = channel.send_patiently(&FromWorker::Ended, &[], Some(Instant::now() + REPORT_EVERY));
@@ -187,9 +188,9 @@ fn reclaim(opens: &Opens, keeper: &Keeper, served: &impl Served) -> io::Result<(
     let backed = opens.backed();
     let unknown = keeper.retain(backed.iter().map(|(_, id)| *id).collect())?;
     for (inode, id) in backed.into_iter().filter(|(_, id)| unknown.contains(id)) {
-        let kept = served.backing(inode).is_some_and(|file| {
-            keeper.adopt(id, file.descriptor()).is_ok() && file.is_unchanged()
-        });
+        let kept = served
+            .backing(inode)
+            .is_some_and(|file| keeper.adopt(id, file.descriptor()).is_ok() && file.is_unchanged());
         if !kept && opens.touched(id).is_some() {
             served.touched(inode);
         }
@@ -199,9 +200,10 @@ fn reclaim(opens: &Opens, keeper: &Keeper, served: &impl Served) -> io::Result<(
 
 /// Says how the worker is, when asked and when it has changed, until the holder is gone. The mount goes on
 /// without a holder.
-fn report(channel: &Channel, opens: &Opens, served: &impl Served) {
+fn report(channel: &Channel, beat: &Beat, opens: &Opens, served: &impl Served) {
     let mut last = None;
     loop {
+        beat.beat();
         match channel.wait::<ToWorker>(Some(Instant::now() + REPORT_EVERY)) {
             Ok(Some((ToWorker::Report(number), _))) => {
                 let snapshot = served.snapshot();

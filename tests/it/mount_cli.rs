@@ -6,9 +6,12 @@ use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
+use crate::support::faults::{Answer, Content, Faults};
 use crate::support::host;
 use crate::support::kit::{Base, Kit, Layout, Packed, file, noise};
 use crate::support::kitfs::{Kitfs, User};
@@ -379,6 +382,37 @@ fn umount_ends_with_the_source_dead() {
     assert!(output.took.as_secs() < 45, "{output}");
     reader.join().expect("the reader does not panic").ok();
     mount.gone();
+}
+
+#[test]
+fn a_direct_reader_of_a_dead_source_can_be_killed() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let mut content = Content::default();
+    content.add_kit(&Kit::usual("usual").pack());
+    let is_dead = Arc::new(AtomicBool::new(false));
+    let dead = Arc::clone(&is_dead);
+    let registry = Faults::start(move |asked, _| match dead.load(Ordering::Relaxed) {
+        true => Answer::silence(),
+        false => content.answer(asked),
+    });
+    let reference = format!("{}/kit:v1", registry.host());
+    let mount = kitfs.mount_with(&reference, &["--read-timeout", "300s", "--prefetch", "none"]);
+    is_dead.store(true, Ordering::Relaxed);
+    let before = registry.asked().len();
+    let mut reader = Command::new("dd")
+        .arg(format!("if={}", text(&mount.at("model/weights.bin"))))
+        .args(["of=/dev/null", "bs=64k", "iflag=direct"])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("dd");
+    assert!(host::soon(60, || registry.asked().len() > before), "it reads what is there already");
+    // Nobody but its own request sees that it is being killed.
+    reader.kill().expect("our own child");
+    assert!(host::soon(60, || reader.try_wait().is_ok_and(|ended| ended.is_some())), "it cannot be killed");
+    mount.unmount();
 }
 
 #[test]

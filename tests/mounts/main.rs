@@ -5,7 +5,13 @@
 //! where they are missing it says so and does nothing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+/// Names and functions of cases.
+macro_rules! cases {
+    ($($name:ident,)*) => { &[$((stringify!($name), $name),)*] };
+}
+
 mod cases;
+mod deaths;
 mod host;
 mod toy;
 
@@ -25,7 +31,7 @@ fn main() -> ExitCode {
         return host::umount_command(&arguments[1..]);
     }
     if arguments.iter().any(|argument| argument == "--list") {
-        cases::ALL.iter().for_each(|(name, _)| println!("{name}: test"));
+        cases().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     if let Some(reason) = host::cannot() {
@@ -35,11 +41,15 @@ fn main() -> ExitCode {
     let filters = arguments.iter().filter(|argument| !argument.starts_with('-')).collect::<Vec<_>>();
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let mut failed = 0;
-    for (name, case) in cases::ALL.iter().filter(|(name, _)| chosen(name)) {
+    for (name, case) in cases().filter(|(name, _)| chosen(name)) {
         let start = Instant::now();
         let passed = std::panic::catch_unwind(AssertUnwindSafe(case)).is_ok();
         println!("test {name} ... {} ({:.1} s)", if passed { "ok" } else { "FAILED" }, start.elapsed().as_secs_f32());
         failed += u32::from(!passed);
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn cases() -> impl Iterator<Item = &'static (&'static str, fn())> {
+    cases::ALL.iter().chain(deaths::ALL)
 }

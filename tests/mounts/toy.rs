@@ -14,10 +14,11 @@ use fuser::{
 };
 use kitfs::digest::Digest;
 use kitfs::fuse::backing::Backing;
+use kitfs::fuse::beat::Beat;
 use kitfs::fuse::opens::Opens;
 use kitfs::fuse::reply_opened;
 use kitfs::mounts::{
-    Beat, Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served, Snapshot, State,
+    Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served, Snapshot, State,
     Summary, tree_file,
 };
 use kitfs::resolve::Resolved;

@@ -221,9 +221,7 @@ fn kept_on_disk(cache: &Path) -> Check {
         Ok(0x6969 | 0xff53_4d42 | 0x0102_1997) => {
             bad(name, format!("{} is on a network file system", folder.display()), fix)
         }
-        Ok(OVERLAYFS) => {
-            bad(name, format!("{} is on overlayfs, as the root of a container is", folder.display()), fix)
-        }
+        Ok(OVERLAYFS) => bad(name, format!("{} is on overlayfs, as the root of a container is", folder.display()), fix),
         Ok(_) => good(name, format!("{} is on a local file system", folder.display())),
         Err(error) => bad(name, format!("{}: {error}", folder.display()), fix),
     }

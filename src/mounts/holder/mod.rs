@@ -11,6 +11,7 @@ mod ending;
 mod succession;
 mod upbringing;
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
+use crate::fuse::beat::Beat;
 use crate::fuse::opens;
-use crate::mounts::beat::Beat;
 use crate::mounts::connection::Connection;
 use crate::mounts::control::Listener;
 use crate::mounts::holder::backings::Backings;
@@ -104,9 +105,13 @@ struct Holder {
     takeovers: u64,
     /// What the deaths in a row weigh that had no answer between them.
     fruitless: u32,
+    /// How many workers crashed while they worked on a request.
+    crashes: HashMap<u64, u32>,
     /// No worker lives long enough: every request is refused.
     failed: Option<LastError>,
     stopping: Option<Stopping>,
+    /// When the last tick was.
+    looked: Instant,
     end: Option<End>,
     /// What the out-of-memory killer thought of us, and shall think of workers.
     oom_score: Option<i32>,
@@ -143,6 +148,8 @@ struct Worker {
     beat: Beat,
     stage: Stage,
     started: Instant,
+    /// Its beats when they were last seen to change, and when that was.
+    heard: (u64, Instant),
     /// When its first thread was seen dead.
     dead: Option<Instant>,
     /// It could not do what it was started for, and was killed for it.
@@ -203,6 +210,8 @@ impl Holder {
             was_served: false,
             takeovers: 0,
             fruitless: 0,
+            crashes: HashMap::new(),
+            looked: Instant::now(),
             failed: None,
             stopping: None,
             end: None,
@@ -325,6 +334,7 @@ impl Holder {
                 worker.process.kill();
             }
         }
+        self.listen_to_heart(now);
         self.stop_if_asked(now);
         let serving = self.worker.as_ref().is_some_and(Worker::is_serving);
         for client in self.clients.overdue(now, serving) {

@@ -18,6 +18,9 @@ pub(super) const OWN_DEATH: u32 = 20;
 /// The pause after a fruitless death; it doubles with each one that was the worker's own.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a worker may give no sign of life: it gives one every second.
+const PULSE: Duration = Duration::from_secs(10);
+
 /// A worker that lived longer did not die of the first request it saw.
 const LONG_LIFE: Duration = Duration::from_secs(5);
 
@@ -49,6 +52,11 @@ impl Holder {
             return;
         }
         // One that had nothing to answer did not die of a request either.
+        if gone && !was_killed {
+            for request in worker.beat.noted_requests() {
+                *self.crashes.entry(request).or_default() += 1;
+            }
+        }
         let served = matches!(worker.stage, Stage::Serving)
             && (worker.beat.has_answered() || worker.started.elapsed() >= LONG_LIFE || !connection.has_requests());
         tracing::warn!(pid, served, "the worker died");
@@ -58,6 +66,21 @@ impl Holder {
         } else {
             let weight = if was_killed { 1 } else { OWN_DEATH };
             self.count_fruitless(weight, "the workers of this mount die before they answer");
+        }
+    }
+
+    /// Kills a worker that serves and gives no sign of life: it is stopped, or stuck, and its successor is not.
+    pub(super) fn listen_to_heart(&mut self, now: Instant) {
+        let slept = now.duration_since(std::mem::replace(&mut self.looked, now)) > PULSE / 2;
+        let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_serving()) else { return };
+        let beats = worker.beat.beats();
+        if worker.heard.0 != beats || slept {
+            // If this process stood still, so did the worker.
+            worker.heard = (beats, now);
+        } else if now.duration_since(worker.heard.1) > PULSE {
+            tracing::error!(pid = worker.process.pid(), "a worker gives no sign of life, and is killed");
+            worker.heard = (beats, now);
+            worker.process.kill();
         }
     }
 

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use crate::fs::Passthrough;
-use crate::mounts::beat::Beat;
+use crate::fuse::beat::Beat;
 use crate::mounts::connection::Connection;
 use crate::mounts::holder::{End, Event, Holder, Ready, SHORT_TICK, Stage, TICK, Worker};
 use crate::mounts::message::{FromWorker, Task, ToCaller, ToWorker};
@@ -33,6 +33,7 @@ impl Holder {
         let task = Task {
             request: self.request.clone(),
             predecessor: self.prepared.as_ref().map(|(summary, _)| (summary.clone(), self.snapshot.clone())),
+            condemned: self.crashes.iter().filter(|(_, times)| **times > 1).map(|(request, _)| *request).collect(),
             oom_score: self.oom_score,
         };
         let mut descriptors = vec![page.as_fd(), asking.as_fd(), self.opens.as_fd()];
@@ -50,6 +51,7 @@ impl Holder {
             beat,
             stage: Stage::Preparing,
             started: Instant::now(),
+            heard: (0, Instant::now()),
             dead: None,
             given_up: false,
         });
@@ -179,6 +181,7 @@ impl Holder {
         if let Some(worker) = &mut self.worker {
             worker.stage = Stage::Serving;
             worker.started = Instant::now();
+            worker.heard = (worker.beat.beats(), worker.started);
         }
         if self.ready.is_none() {
             if let Err(failure) = self.become_ready() {

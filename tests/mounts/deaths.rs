@@ -1,0 +1,252 @@
+//! What must be true when workers die, are stopped, or make others die.
+
+use std::fs;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use kitfs::mounts::{Busy, State};
+use rustix::process::Signal;
+
+use crate::host::{Host, check, eventually, signal};
+use crate::toy;
+
+/// Every case by its name.
+pub const ALL: &[(&str, fn())] = cases![
+    readers_notice_nothing_of_fifty_killed_workers,
+    what_the_kernel_reads_by_itself_stays_so_over_deaths,
+    a_file_that_somebody_can_write_to_is_not_handed_over,
+    a_backing_file_that_is_written_to_is_not_opened_again,
+    a_status_in_the_middle_of_a_takeover_names_the_new_worker,
+    a_stopped_worker_holds_nobody_up,
+    a_worker_without_a_sign_of_life_is_replaced,
+    a_request_that_kills_workers_is_refused_alone,
+    heirs_that_cannot_take_over_fail_the_mount,
+];
+
+fn readers_notice_nothing_of_fifty_killed_workers() {
+    for reference in ["toy:ok", "toy:passing"] {
+        check_killed_workers(reference);
+    }
+}
+
+fn check_killed_workers(reference: &str) {
+    let host = Host::mounted(reference);
+    let directory = host.directory();
+    let stop = AtomicBool::new(false);
+    let [reads, lists, maps, direct] = [const { AtomicU64::new(0) }; 4];
+    let again = || !stop.load(Ordering::Relaxed);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut number = 0;
+            while again() {
+                number = (number + 7) % toy::FILES;
+                let file = File::open(directory.join(format!("f{number}"))).unwrap();
+                let mut part = vec![0; 100_000];
+                for offset in [0, 1_000_000, toy::SIZE - 50_000] {
+                    let length = file.read_at(&mut part, offset as u64).unwrap();
+                    let expected = &toy::content(number)[offset..];
+                    assert!(part[..length] == expected[..length.min(expected.len())]);
+                    assert_eq!(length, part.len().min(expected.len()));
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        threads.spawn(|| {
+            // One descriptor stays open, and keeps its inode's mode for all others.
+            let held = File::open(directory.join("f3")).unwrap();
+            while again() {
+                for file in [&held, &File::open(directory.join("f3")).unwrap()] {
+                    let mut part = [0; 5000];
+                    file.read_exact_at(&mut part, 1_234_567).unwrap();
+                    assert!(part == toy::content(3)[1_234_567..][..5000]);
+                }
+            }
+        });
+        threads.spawn(|| {
+            while again() {
+                assert_eq!(fs::read_dir(&directory).unwrap().map(Result::unwrap).count() as u64, toy::FILES);
+                lists.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        threads.spawn(|| {
+            let mut number = 0;
+            while again() {
+                number = (number + 11) % toy::FILES;
+                let file = File::open(directory.join(format!("f{number}"))).unwrap();
+                assert!(mapped_equals(&file, toy::content(number)));
+                maps.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        threads.spawn(|| {
+            // Direct reads have no page cache to fall back on.
+            let mut aligned = Aligned::new();
+            let part = aligned.bytes();
+            while again() {
+                let file =
+                    fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(directory.join("f5")).unwrap();
+                for block in 0..20 {
+                    let offset = block * part.len();
+                    assert_eq!(file.read_at(part, offset as u64).unwrap(), part.len());
+                    assert!(*part == toy::content(5)[offset..][..part.len()]);
+                    direct.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let mut pid = host.status().pid;
+        for round in 0..50 {
+            std::thread::sleep(Duration::from_millis(round % 5 * 11));
+            signal(pid, Signal::KILL);
+            pid = host.next_worker(pid).pid;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let counts = [reads, lists, maps, direct].map(AtomicU64::into_inner);
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
+    assert_eq!(host.status().takeovers, 50);
+}
+
+/// The mount reads without its worker.
+fn check_without_worker(host: &Host, read: impl FnOnce()) {
+    let pid = host.status().pid;
+    signal(pid, Signal::STOP);
+    read();
+    signal(pid, Signal::CONT);
+}
+
+fn what_the_kernel_reads_by_itself_stays_so_over_deaths() {
+    let host = Host::mounted("toy:passing");
+    assert!(host.status().passthrough);
+    let file = File::open(host.directory().join("f1")).unwrap();
+    for _ in 0..3 {
+        check_without_worker(&host, || assert!(mapped_equals(&file, toy::content(1))));
+        let pid = host.status().pid;
+        signal(pid, Signal::KILL);
+        host.next_worker(pid);
+        // EIO if it had another mode or file than the first one.
+        let again = File::open(host.directory().join("f1")).unwrap();
+        check_without_worker(&host, || assert!(mapped_equals(&again, toy::content(1))));
+    }
+    check(&host.directory(), toy::BACKED);
+    drop(file);
+    check(&host.directory(), 1);
+    assert!(host.status().passthrough);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn writer(path: &Path) -> File {
+    File::options().write(true).open(path).unwrap()
+}
+
+fn a_file_that_somebody_can_write_to_is_not_handed_over() {
+    let host = Host::mounted("toy:passing");
+    let writer = writer(&toy::backing_path(&host.state(), 2));
+    // Answered by the worker, which has another copy of it.
+    writer.write_all_at(b"wrong", 1_000_000).unwrap();
+    check(&host.directory(), 2);
+    drop(writer);
+}
+
+fn a_backing_file_that_is_written_to_is_not_opened_again() {
+    let host = Host::mounted("toy:passing");
+    let path = host.directory().join("f1");
+    let open = File::open(&path).unwrap();
+    // Whoever opens it to write waits for the lease, and gets it.
+    drop(writer(&toy::backing_path(&host.state(), 1)));
+    let refused = || File::open(&path).is_err_and(|error| error.raw_os_error() == Some(libc::EIO));
+    eventually("it is not opened any more", refused);
+    let pid = host.status().pid;
+    signal(pid, Signal::KILL);
+    host.next_worker(pid);
+    eventually("by the next worker neither", refused);
+    assert!(host.log().contains("opened for writing"), "{}", host.log());
+    drop(open);
+    eventually("it is opened again after its last close", || File::open(&path).is_ok());
+    check(&host.directory(), 1);
+}
+
+fn mapped_equals(file: &File, content: &[u8]) -> bool {
+    // SAFETY: a new mapping of a file that does not change, unmapped before it is left.
+    unsafe {
+        let protection = rustix::mm::ProtFlags::READ;
+        let flags = rustix::mm::MapFlags::SHARED;
+        let map = rustix::mm::mmap(std::ptr::null_mut(), content.len(), protection, flags, file, 0).unwrap();
+        let equal = std::slice::from_raw_parts(map.cast::<u8>(), content.len()) == content;
+        rustix::mm::munmap(map, content.len()).unwrap();
+        equal
+    }
+}
+
+/// 64 KiB that direct reads may go to.
+struct Aligned(Vec<u8>);
+
+impl Aligned {
+    fn new() -> Self {
+        Self(vec![0; 65536 + 4096])
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        let skip = self.0.as_ptr().align_offset(4096);
+        &mut self.0[skip..][..65536]
+    }
+}
+
+fn a_status_in_the_middle_of_a_takeover_names_the_new_worker() {
+    let host = Host::mounted("toy:ok");
+    for round in 1..=10 {
+        let before = host.status();
+        signal(before.pid, Signal::KILL);
+        let after = host.status();
+        assert!(after.pid != before.pid && after.pid != 0, "{before:?} {after:?}\n{}", host.log());
+        assert_eq!((after.state, after.takeovers, after.holder_pid), (State::Ready, round, before.holder_pid));
+    }
+    assert_eq!(kitfs::mounts::status_of_all(&host.state()).unwrap().len(), 1);
+}
+
+fn a_stopped_worker_holds_nobody_up() {
+    let host = Host::mounted("toy:ok");
+    signal(host.status().pid, Signal::STOP);
+    assert_eq!(host.status().state, State::Degraded);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn a_worker_without_a_sign_of_life_is_replaced() {
+    let host = Host::mounted("toy:ok");
+    let pid = host.status().pid;
+    signal(pid, Signal::STOP);
+    // Read by nobody before: waits for the next worker.
+    check(&host.directory(), 123);
+    assert_ne!(host.next_worker(pid).pid, pid);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn a_request_that_kills_workers_is_refused_alone() {
+    let host = Host::mounted("toy:poison");
+    let held = File::open(host.directory().join("f1")).unwrap();
+    let error = fs::read(host.directory().join("f66")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    let status = host.status();
+    assert!(status.state == State::Ready && status.takeovers >= 2, "{status:?}");
+    held.read_exact_at(&mut [0; 4096], 2_000_000).unwrap();
+    check(&host.directory(), 2);
+    drop(held);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn heirs_that_cannot_take_over_fail_the_mount() {
+    for reference in ["toy:sterile", "toy:fickle"] {
+        let host = Host::mounted(reference);
+        check(&host.directory(), 1);
+        signal(host.status().pid, Signal::KILL);
+        eventually(reference, || host.status().state == State::Failed);
+        assert_eq!(fs::read(host.directory().join("f7")).unwrap_err().raw_os_error(), Some(libc::EIO));
+        host.umount(Busy::Keep).unwrap();
+        host.assert_nothing_left();
+    }
+}
