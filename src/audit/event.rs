@@ -102,9 +102,8 @@ pub enum Event {
         kit: Kit,
         /// The option or the key.
         option: String,
-        /// What it let through.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        detail: Option<String>,
+        /// What it overruled.
+        detail: String,
     },
     /// Of the log itself: a writer died while it wrote, and what it left of its lines was moved aside.
     Repaired {
@@ -147,6 +146,9 @@ const MOST_TEXTS: usize = 16;
 impl Event {
     /// The event with its texts cut to what a line should hold.
     pub(super) fn bounded(mut self) -> Self {
+        if let Self::DangerUsed { detail, .. } = &mut self {
+            cut(detail);
+        }
         if let Self::Decision { rules, identities, reasons, .. } = &mut self {
             for list in [rules, identities, reasons] {
                 let left_out = list.len().saturating_sub(MOST_TEXTS);

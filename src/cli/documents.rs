@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use crate::digest::Digest;
 use crate::mounts::Status;
 use crate::policy::Condition;
+use crate::policy::Judgement;
 use crate::policy::Shown;
 use crate::policy::Verdict;
 use crate::resolve::Resolved;
@@ -137,6 +138,22 @@ pub struct Policy {
     pub decision: Verdict,
     /// Why.
     pub reasons: Vec<String>,
+}
+
+impl Policy {
+    /// Adds what a rule says of the files to what was said of the manifests.
+    pub fn join(&mut self, judgement: &Judgement) {
+        if judgement.verdict > self.decision {
+            self.decision = judgement.verdict;
+            // What satisfied others is no reason for a warning.
+            if judgement.verdict > Verdict::Allow {
+                self.reasons.clear();
+            }
+        }
+        if judgement.verdict == self.decision {
+            self.reasons.push(judgement.reason());
+        }
+    }
 }
 
 /// What `policy check` prints.

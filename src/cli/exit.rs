@@ -98,6 +98,7 @@ impl From<&Error> for Exit {
             Error::File { .. } => Self::Failure,
             Error::Signing(error) => error.fault().into(),
             Error::Model(error) => error.fault().into(),
+            Error::ModelFiles(error) => error.fault().into(),
             Error::Root(error) => error.fault().into(),
             Error::RootUpdate(error) => error.fault().into(),
             Error::Mount(error) => Self::of_code(error.exit_code),

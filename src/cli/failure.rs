@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::config::ConfigError;
 use crate::fs::FsError;
+use crate::fs::ModelFailure;
 use crate::fs::ReadError;
 use crate::kit::name::KitPath;
 use crate::layers::LayerError;
@@ -191,6 +192,9 @@ pub enum Error {
     /// The files of a kit are not those that were signed as a model.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The files of a kit are not those that were signed as a model, or cannot be read.
+    #[error(transparent)]
+    ModelFiles(#[from] ModelFailure),
     /// A bundle does not prove what it should.
     #[error("{} is refused: {why}", bundle.display())]
     Bundle {

@@ -11,18 +11,21 @@ use futures_util::stream;
 use crate::cli::failure::Error;
 use crate::cli::progress;
 use crate::config::Config;
+use crate::fs::FsError;
 use crate::fs::KitFs;
 use crate::layers::Layer;
 use crate::layers::Workshop;
 use crate::policy;
 use crate::policy::Policies;
+use crate::policy::Verdict;
 use crate::reference::Reference;
+use crate::resolve::Documents;
+use crate::resolve::Freshness;
 use crate::resolve::Kit;
 use crate::resolve::Link;
 use crate::resolve::Query;
 use crate::resolve::Signatures;
 use crate::resolve::Unresolved;
-use crate::trust::Limits;
 use crate::trust::Material;
 
 /// How many layers are proved at once. One alone is fetched in parallel already.
@@ -72,7 +75,7 @@ impl Kits {
 
     /// What lies beside a kit's manifest, by its source now.
     pub async fn material(&self, link: &Link) -> Result<Material, Error> {
-        let collected = Material::collect(&link.source, &link.digest, &Limits::default()).await;
+        let collected = Material::collect(&link.source, &link.digest, &self.config.limits).await;
         collected.map_err(|error| Error::Resolve(error.into()))
     }
 
@@ -108,8 +111,12 @@ impl Kits {
             source: &self.config.source,
             access_ttl: self.config.access_ttl,
             policies,
-            limits: &Limits::default(),
+            limits: &self.config.limits,
             signatures,
+            documents: match (signatures, self.config.freshness) {
+                (Signatures::Needed, _) | (_, Freshness::Offline) => Documents::Kept,
+                (Signatures::All, _) => Documents::Asked,
+            },
         };
         let kit = Kit::resolve(&self.workshop, &query).await?;
         kit.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -119,9 +126,17 @@ impl Kits {
     /// The files of a kit, listed.
     pub async fn files(&self, reference: &str) -> Result<KitFs, Error> {
         let kit = self.resolve(reference).await?;
+        let files = self.open_files(kit).await?;
+        let warned = files.judgements().iter().filter(|judgement| judgement.verdict == Verdict::Warn);
+        warned.for_each(|judgement| tracing::warn!("policy: {reference}: {}", judgement.reason()));
+        Ok(files)
+    }
+
+    /// The files of a kit that was looked up, listed.
+    pub async fn open_files(&self, kit: Kit) -> Result<KitFs, FsError> {
         let layers = kit.layers(&self.workshop);
         let opening = KitFs::open_layers(Arc::clone(&self.workshop), kit, layers.clone(), self.config.metadata);
-        Ok(progress::follow("listing", &layers, opening).await?)
+        progress::follow("listing", &layers, opening).await
     }
 
     /// Proves layers, each whole, into the store.

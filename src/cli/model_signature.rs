@@ -5,11 +5,6 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::pin::pin;
-
-use futures_util::StreamExt;
-use futures_util::TryStreamExt;
-use futures_util::stream;
 
 use crate::cli::cat;
 use crate::cli::failure::Error;
@@ -22,14 +17,8 @@ use crate::config::Config;
 use crate::fs::KitFs;
 use crate::kit::name::KitPath;
 use crate::kit::tree::Inode;
-use crate::kit::tree::NodeKind;
 use crate::trust;
-use crate::trust::Limits;
 use crate::trust::ModelSignature;
-use crate::trust::Part;
-
-/// Parts of files that are read at the same time.
-const AT_ONCE: usize = 4;
 
 /// A model signature that holds for the files of a kit.
 #[derive(Debug)]
@@ -46,7 +35,7 @@ pub struct Held {
 pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held, Error> {
     let wanted = Wanted::new(&config.policy.keys, &config.policy.identity)?;
     let root = trusted_root::in_use(config, config.policy.trusted_root.as_deref())?;
-    let limits = Limits::default();
+    let limits = &config.limits;
     let (bundle, within) = match Path::new(given).is_file() {
         true => {
             let bundle = signer::read(Path::new(given), limits.attestation)?;
@@ -60,7 +49,7 @@ pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held
     };
     let found = given.to_string_lossy();
     let refused = |why: String| Error::Bundle { bundle: given.into(), why };
-    let (signatures, rejected) = trust::examine_model(&bundle, &found, &wanted.keys, &root, &limits);
+    let (signatures, rejected) = trust::examine_model(&bundle, &found, &wanted.keys, &root, limits);
     let (by_wanted, by_others): (Vec<_>, Vec<_>) =
         signatures.into_iter().partition(|signature| wanted.accepts(signature.endorsement.signer()));
     let Some(ModelSignature { endorsement, manifest }) = by_wanted.into_iter().next() else {
@@ -70,25 +59,9 @@ pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held
         let reasons: Vec<_> = rejected.into_iter().map(|rejected| rejected.reason).chain(others).collect();
         return Err(refused(reasons.join("; ")));
     };
-    let listed = files.tree().walk(Inode::ROOT).filter_map(|inode| {
-        let node = files.tree().node(inode)?;
-        let is_dir = matches!(node.kind, NodeKind::Dir { .. });
-        if is_dir { None } else { Some((files.tree().path(inode)?, node.size)) }
-    });
-    let plan = manifest.plan(&listed.collect(), within.as_ref())?;
-    let checks = plan.parts.iter().map(|part| check_part(files, part));
-    stream::iter(checks).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    let plan = manifest.plan(&files.files(), within.as_ref())?;
+    files.check_model(&plan).await?;
     Ok(Held { signer: text::line(&endorsement.signer().name()), root: plan.root, outside: plan.outside })
-}
-
-async fn check_part(files: &KitFs, part: &Part) -> Result<(), Error> {
-    let Some(inode) = files.tree().find(&part.path) else { return Ok(part.check().finish()?) };
-    let mut check = part.check();
-    let mut pieces = pin!(cat::pieces_of(files, inode, part.range.clone()));
-    while let Some(piece) = pieces.try_next().await? {
-        check.update(&piece);
-    }
-    Ok(check.finish()?)
 }
 
 /// Where in the kit the same signature lies too, under the same name: it cannot have signed itself.
@@ -96,20 +69,11 @@ async fn copy_in_kit(files: &KitFs, given: &Path, bundle: &[u8]) -> Result<Optio
     let Some(name) = given.file_name() else { return Ok(None) };
     for inode in files.tree().walk(Inode::ROOT) {
         let is_like = files.tree().node(inode).is_some_and(|node| node.size == bundle.len() as u64);
-        if is_like && files.tree().name(inode) == Some(name.as_bytes()) && content(files, inode).await? == bundle {
+        if is_like && files.tree().name(inode) == Some(name.as_bytes()) && files.read_whole(inode).await? == bundle {
             return Ok(files.tree().path(inode));
         }
     }
     Ok(None)
-}
-
-async fn content(files: &KitFs, inode: Inode) -> Result<Vec<u8>, Error> {
-    let mut content = Vec::new();
-    let mut pieces = pin!(cat::pieces(files, inode));
-    while let Some(piece) = pieces.try_next().await? {
-        content.extend_from_slice(&piece);
-    }
-    Ok(content)
 }
 
 async fn read_in_kit(files: &KitFs, path: &OsStr, limit: u64) -> Result<(Vec<u8>, KitPath), Error> {
@@ -120,5 +84,5 @@ async fn read_in_kit(files: &KitFs, path: &OsStr, limit: u64) -> Result<(Vec<u8>
         let why = format!("it has {size} bytes, and at most {limit} are read");
         return Err(Error::Bundle { bundle: path.into(), why });
     }
-    Ok((content(files, inode).await?, cat::path_of(files, inode)))
+    Ok((files.read_whole(inode).await?, cat::path_of(files, inode)))
 }

@@ -13,15 +13,17 @@ use crate::cli::kits::Kits;
 use crate::cli::print;
 use crate::cli::text;
 use crate::config::Output;
+use crate::fs::FsError;
 use crate::policy::Case;
+use crate::policy::Condition;
 use crate::policy::Decision;
 use crate::policy::Found;
 use crate::policy::Policies;
 use crate::policy::Trial;
 use crate::policy::Verdict;
 use crate::reference::Reference;
+use crate::resolve::Kit;
 use crate::resolve::Signatures;
-use crate::trust::Limits;
 
 /// Reads a policy and everything that it names.
 pub fn check(file: &Path, output: Output) -> Result<(), Error> {
@@ -43,22 +45,49 @@ pub fn check(file: &Path, output: Output) -> Result<(), Error> {
 /// Shows what the policies say of a kit. That they refuse it is an answer, and no failure.
 pub async fn explain(kits: &Kits, reference: &str) -> Result<(), Error> {
     let reference: Reference = reference.parse()?;
-    let decisions = match kits.look_up(&reference, kits.policies(), Signatures::Needed).await {
-        Ok(kit) => kit.decisions,
+    let (decisions, judged) = match kits.look_up(&reference, kits.policies(), Signatures::Needed).await {
+        Ok(kit) => {
+            let decisions = kit.decisions.clone();
+            let is_open = decisions.iter().any(|decision| !decision.models().is_empty());
+            (decisions, if is_open { judge(kits, kit).await? } else { Judged::default() })
+        }
         Err(unresolved) if unresolved.decisions.iter().any(|decision| decision.verdict() == Verdict::Deny) => {
-            unresolved.decisions
+            (unresolved.decisions, Judged::default())
         }
         Err(unresolved) => return Err(unresolved.error.into()),
     };
     let rules: Vec<_> = decisions.iter().flat_map(Decision::rules).cloned().collect();
+    let verdicts = decisions.iter().map(Decision::verdict).chain(judged.verdict);
     let document = Explanation {
-        decision: decisions.iter().map(Decision::verdict).max().unwrap_or(Verdict::None),
+        decision: verdicts.max().unwrap_or(Verdict::None),
         rule: (!rules.is_empty()).then(|| rules.join("; ")),
-        conditions: decisions.iter().flat_map(Decision::conditions).cloned().collect(),
+        conditions: decisions.iter().flat_map(Decision::conditions).cloned().chain(judged.conditions).collect(),
     };
     match kits.config().output {
         Output::Json => print::json(&document),
         Output::Text => print::text(|out| write(out, &document)),
+    }
+}
+
+/// What the policies say of the files.
+#[derive(Default)]
+struct Judged {
+    verdict: Option<Verdict>,
+    conditions: Vec<Condition>,
+}
+
+/// Reads the files that a policy demands to be signed.
+async fn judge(kits: &Kits, kit: Kit) -> Result<Judged, Error> {
+    match kits.open_files(kit).await {
+        Ok(files) => Ok(Judged {
+            verdict: files.judgements().iter().map(|judgement| judgement.verdict).max(),
+            conditions: files.judgements().iter().map(|judgement| judgement.condition.clone()).collect(),
+        }),
+        Err(FsError::Refused { judgements, .. }) => Ok(Judged {
+            verdict: Some(Verdict::Deny),
+            conditions: judgements.into_iter().map(|judgement| judgement.condition).collect(),
+        }),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -110,7 +139,7 @@ async fn decide(kits: &Kits, policies: &Policies, case: &Case) -> Result<Decisio
         parent: link.contents.parent.as_ref(),
         material: &kits.material(link).await?,
     };
-    Ok(case.decide_about(policies, &found, &Limits::default()))
+    Ok(case.decide_about(policies, &found, &kits.config().limits))
 }
 
 fn write_cases(out: &mut dyn Write, document: &PolicyTest) -> io::Result<()> {

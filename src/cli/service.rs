@@ -50,13 +50,13 @@ use crate::policy::Policies;
 use crate::policy::PolicyError;
 use crate::policy::Verdict;
 use crate::reference::Reference;
+use crate::resolve::Documents;
 use crate::resolve::Kit;
 use crate::resolve::Query;
 use crate::resolve::ResolveError;
 use crate::resolve::Signatures;
 use crate::source;
 use crate::store;
-use crate::trust::Limits;
 
 /// How often a person who waits for a mount is told how far it is.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
@@ -217,6 +217,8 @@ async fn open(
         index_keys: settings.index_keys.iter().map(owned).collect(),
         trusted_root: settings.trusted_root.as_ref().map(owned),
         installed_root: settings.installed_root.as_ref().map(owned),
+        allow_refused: settings.allow_refused.clone(),
+        firm: settings.firm.iter().map(owned).collect(),
     })?;
     let query = Query {
         reference: &reference,
@@ -226,8 +228,9 @@ async fn open(
         source: options,
         access_ttl: request.source.access_ttl,
         policies: &policies,
-        limits: &Limits::default(),
+        limits: &settings.limits,
         signatures: Signatures::Needed,
+        documents: Documents::Kept,
     };
     let kit = Kit::resolve(&workshop, &query).await.map_err(|unresolved| unresolved.error)?;
     kit.warnings.iter().for_each(|warning| {
@@ -241,7 +244,16 @@ async fn open(
     let mut opening = std::pin::pin!(KitFs::open_layers(workshop, kit, layers.clone(), request.metadata));
     loop {
         match tokio::time::timeout(TOLD_EVERY, &mut opening).await {
-            Ok(opened) => return Ok(opened?),
+            Ok(opened) => {
+                let opened = opened?;
+                let warned = opened.judgements().iter().filter(|judgement| judgement.verdict == Verdict::Warn);
+                for judgement in warned {
+                    let warning = format!("policy: {}: {}", request.reference, judgement.reason());
+                    tracing::warn!("{warning}");
+                    progress(Progress::Warning(warning));
+                }
+                return Ok(opened);
+            }
             Err(_elapsed) => progress(Progress::Bytes {
                 done: layers.iter().map(|layer| layer.received()).sum(),
                 total: layers.iter().filter(|layer| layer.received() > 0).map(|layer| size(layer)).sum(),

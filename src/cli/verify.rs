@@ -30,6 +30,7 @@ use crate::cli::progress;
 use crate::cli::text;
 use crate::config::Output;
 use crate::digest::Digest;
+use crate::fs::FsError;
 use crate::fs::KitFs;
 use crate::kit::descriptor::Descriptor;
 use crate::layers::Layer;
@@ -106,7 +107,13 @@ async fn check(
         return Err(error.into());
     }
     // Whether the layers make one tree shows when they are put together: in memory, nothing is mounted.
-    let files = KitFs::open_layers(Arc::clone(kits.workshop()), kit, layers, Metadata::Verified).await?;
+    let files = KitFs::open_layers(Arc::clone(kits.workshop()), kit, layers, Metadata::Verified).await;
+    let files = files.inspect_err(|error| {
+        if let FsError::Refused { judgements, .. } = error {
+            judgements.iter().for_each(|judgement| document.policy.join(judgement));
+        }
+    })?;
+    files.judgements().iter().for_each(|judgement| document.policy.join(judgement));
     document.mountable = true;
     if let Some(model) = model {
         let held = model_signature::check(&files, kits.config(), model).await?;

@@ -69,14 +69,14 @@ fn check(config: &Config, task: &VerifyBundle) -> Result<Endorsement, Error> {
     };
     let wanted = Wanted::new(&task.key, &identity)?;
     let root = trusted_root::in_use(config, task.trusted_root.as_deref())?;
-    let limits = Limits::default();
+    let limits = &config.limits;
     let bundle = signer::read(&task.bundle, limits.attestation)?;
     let material = Material::of_bundle(bundle, task.bundle.display().to_string());
     let findings = match task.artifact.parse::<Digest>() {
         Ok(digest @ Digest::Sha256(_)) if !Path::new(&task.artifact).exists() => {
-            trust::examine_artifact(&material, &Message::of_digest(&digest), &wanted.keys, &root, &limits)
+            trust::examine_artifact(&material, &Message::of_digest(&digest), &wanted.keys, &root, limits)
         }
-        _ => examine_file(&wanted, &material, Path::new(&task.artifact), &root, &limits)?,
+        _ => examine_file(&wanted, &material, Path::new(&task.artifact), &root, limits)?,
     };
     let refused = |why: String| Error::Bundle { bundle: task.bundle.clone(), why };
     let mut reasons: Vec<_> = findings.rejected.into_iter().map(|rejected| rejected.reason).collect();

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 
 use crate::config::ConfigError;
 
+/// The folder of the host's own files.
+const HOST: &str = "/etc/kitfs";
+
 /// Where kitfs keeps what it keeps. Absolute paths; not made yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folders {
@@ -70,9 +73,14 @@ impl Environment {
         self.files("policy.toml")
     }
 
+    /// Whether a policy is the host's, and somebody else than root asks: then no option overrules it.
+    pub(in crate::config) fn is_firm(&self, policy: &Path) -> bool {
+        self.user == User::Other && policy.starts_with(HOST)
+    }
+
     /// A file of the host, and of the user.
     fn files(&self, name: &str) -> Vec<PathBuf> {
-        let mut files = vec![Path::new("/etc/kitfs").join(name)];
+        let mut files = vec![Path::new(HOST).join(name)];
         if self.user == User::Other {
             files.extend(self.xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join(name)));
         }

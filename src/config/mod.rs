@@ -34,6 +34,7 @@ use crate::layers::Prefetch;
 use crate::policy;
 use crate::resolve::Freshness;
 use crate::source;
+use crate::trust::Limits;
 
 /// Less memory than this cannot carry the parallel fetches of one layer.
 const LEAST_MEMORY: u64 = 8 << 20;
@@ -55,6 +56,8 @@ pub struct Config {
     pub freshness: Freshness,
     /// Who decides whether a kit may be used.
     pub policy: policy::Options,
+    /// How many signatures are looked at, and how large ones.
+    pub limits: Limits,
     /// Which parts of the kit; none is all.
     pub filters: Vec<Filter>,
     /// Whether layers are listed ahead of their proof.
@@ -173,6 +176,7 @@ impl Config {
                 (false, true) => Freshness::Require,
                 (false, false) => Freshness::Prefer,
             },
+            limits: limits(settings)?,
             filters: filters(settings)?,
             metadata: choice(settings, "metadata", |word| match word {
                 "provisional" => Some(Metadata::Provisional),
@@ -299,7 +303,14 @@ fn policy(settings: &Settings, folders: &Folders, environment: &Environment) -> 
             return Err(conflict(settings, exact, regexp));
         }
     }
+    let allow_refused = texts(settings, policy::ALLOW_REFUSED)?;
+    let allow_refused = allow_refused.iter().map(|text| {
+        let origin = settings.given(policy::ALLOW_REFUSED).map(|given| given.origin.to_string()).unwrap_or_default();
+        text.parse().map_err(|error| ConfigError::BadValue { origin, why: format!("{text:?}: {error}") })
+    });
     Ok(policy::Options {
+        allow_refused: allow_refused.collect::<Result<_, ConfigError>>()?,
+        firm: standing.iter().filter(|path| environment.is_firm(path)).cloned().collect(),
         standing,
         file: path(settings, "policy")?,
         keys: paths(settings, "key")?,
@@ -307,6 +318,16 @@ fn policy(settings: &Settings, folders: &Folders, environment: &Environment) -> 
         index_keys: paths(settings, "index-key")?,
         trusted_root: path(settings, "trusted-root")?,
         installed_root: Some(folders.installed_root()),
+    })
+}
+
+fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
+    let default = Limits::default();
+    let size = |name| text(settings, name, values::parse_size);
+    Ok(Limits {
+        signature: size("max-signature-size")?.unwrap_or(default.signature),
+        signatures: text(settings, "max-signatures", values::parse_count)?.unwrap_or(default.signatures),
+        attestation: size("max-attestation-size")?.unwrap_or(default.attestation),
     })
 }
 

@@ -55,6 +55,20 @@ const MOUNT: Scope = Scope::Only(&["mount"]);
 /// The commands that open a kit, which policies decide about.
 const KIT: Scope = Scope::Only(&["mount", "ls", "cat", "export", "inspect", "verify", "pull", "policy explain"]);
 
+/// The commands that look at signatures.
+const SIGNED: Scope = Scope::Only(&[
+    "mount",
+    "ls",
+    "cat",
+    "export",
+    "inspect",
+    "verify",
+    "pull",
+    "policy explain",
+    "policy test",
+    "verify-bundle",
+]);
+
 /// Every setting there is. Those of later versions do not exist: naming one is an error.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -141,6 +155,31 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::One("FILE"),
         scope: KIT,
         help: "The Sigstore that certificates and log entries are checked against [default: the public one]",
+    },
+    Setting {
+        name: "danger-allow-refused",
+        kind: Kind::Many("DIGEST"),
+        scope: KIT,
+        help: "Let the kit with this manifest through although policies refuse it; written to the audit log \
+               (repeatable)",
+    },
+    Setting {
+        name: "max-signatures",
+        kind: Kind::One("N"),
+        scope: SIGNED,
+        help: "Look at this many signatures and attestations of a kit, and at none beyond [default: 256]",
+    },
+    Setting {
+        name: "max-signature-size",
+        kind: Kind::One("SIZE"),
+        scope: SIGNED,
+        help: "Look at no signature that is larger [default: 1MiB]",
+    },
+    Setting {
+        name: "max-attestation-size",
+        kind: Kind::One("SIZE"),
+        scope: SIGNED,
+        help: "Look at no attestation that is larger [default: 16MiB]",
     },
     Setting { name: "plain-http", kind: Kind::Switch, scope: SOURCE, help: "Speak plain HTTP to registries" },
     Setting {
@@ -295,7 +334,7 @@ impl Settings {
             let values = match (setting.kind, value) {
                 (Kind::Switch, toml::Value::Boolean(on)) => vec![on.to_string().into()],
                 (Kind::One(_) | Kind::Choice(_) | Kind::Many(_), toml::Value::String(text)) => vec![text.into()],
-                (Kind::One("SIZE"), toml::Value::Integer(bytes)) => vec![bytes.to_string().into()],
+                (Kind::One("SIZE" | "N"), toml::Value::Integer(number)) => vec![number.to_string().into()],
                 (Kind::Many(_), toml::Value::Array(items)) => items
                     .into_iter()
                     .map(|item| item.as_str().map(OsString::from))

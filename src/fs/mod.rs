@@ -4,6 +4,7 @@
 //! ([`KitFs::ready`]) or waited for ([`KitFs::read`]); in both cases they are proved.
 
 mod attributes;
+mod model;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
+use crate::audit::AuditError;
 use crate::buffers::BUFFER;
 use crate::chunks::ChunkError;
 use crate::chunks::Chunks;
@@ -24,6 +26,7 @@ use crate::kit::filter::Filter;
 use crate::kit::listing::Certainty;
 use crate::kit::listing::Entry;
 use crate::kit::listing::Listing;
+use crate::kit::name::KitPath;
 use crate::kit::tree::Inode;
 use crate::kit::tree::LayerNumber;
 use crate::kit::tree::NodeKind;
@@ -35,11 +38,14 @@ use crate::layers::Metadata;
 use crate::layers::Workshop;
 use crate::ledger::Trouble;
 use crate::ledger::TroubleKind;
+use crate::policy::Judgement;
 use crate::resolve::Kit;
 use crate::resolve::Pinned;
 use crate::resolve::ResolveError;
 use crate::source;
 use crate::verify::Verified;
+
+pub use model::ModelFailure;
 
 /// How many layers are listed at once.
 const LISTED_AT_ONCE: usize = 8;
@@ -66,6 +72,7 @@ pub struct KitFs {
     kitfile: Option<Verified<Bytes>>,
     chunks: Chunks,
     workshop: Arc<Workshop>,
+    judgements: Vec<Judgement>,
 }
 
 impl KitFs {
@@ -76,7 +83,8 @@ impl KitFs {
         Self::open_layers(workshop, kit, layers, metadata).await
     }
 
-    /// The same over layers that somebody follows meanwhile, to show how far they are.
+    /// The same over layers that somebody follows meanwhile, to show how far they are. Where a policy demands
+    /// that the model is signed, all of that is read and compared before anybody sees a file.
     pub async fn open_layers(
         workshop: Arc<Workshop>,
         kit: Kit,
@@ -96,7 +104,7 @@ impl KitFs {
         let size =
             tree.inodes().filter_map(|inode| tree.node(inode)).fold(0, |size, node| node.size.saturating_add(size));
         let chunks = Chunks::new(Arc::clone(&workshop), Handle::current());
-        Ok(Self { kit, layers, tree, size, kitfile, chunks, workshop })
+        Self { kit, layers, tree, size, kitfile, chunks, workshop, judgements: Vec::new() }.judge().await
     }
 
     /// What another process needs to show the same tree under the same numbers.
@@ -138,6 +146,11 @@ impl KitFs {
     /// Its layers, in the order of the tree's layer numbers.
     pub fn layers(&self) -> &[Arc<Layer>] {
         &self.layers
+    }
+
+    /// What the policies said of the files.
+    pub fn judgements(&self) -> &[Judgement] {
+        &self.judgements
     }
 
     /// What this file system shares with others.
@@ -290,6 +303,30 @@ pub enum FsError {
     /// The tree cannot be made for another reason.
     #[error("the layers of the kit cannot be merged")]
     Tree(#[source] TreeError),
+    /// A file that a policy is about cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: KitPath,
+        /// Why.
+        source: ReadError,
+    },
+    /// A policy says no, now that the files are known.
+    #[error("{reference} ({digest}) is refused by policy: {}", why(judgements))]
+    Refused {
+        /// The kit.
+        reference: String,
+        /// Its digest.
+        digest: Digest,
+        /// What was looked at, the refusal last.
+        judgements: Vec<Judgement>,
+    },
+    /// A policy demands an audit log, and it cannot be written.
+    #[error("the policy demands an audit log")]
+    Audit(#[from] Arc<AuditError>),
+    /// The program ends.
+    #[error("stopped")]
+    Stopped,
 }
 
 impl FsError {
@@ -297,7 +334,12 @@ impl FsError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Layer(error) => error.fault(),
-            Self::Conflict { .. } | Self::Kitfile { .. } | Self::Tree(_) | Self::OtherTree => Fault::Other,
+            Self::Read { source, .. } => source.fault(),
+            Self::Refused { .. } => Fault::Refused,
+            Self::Audit(error) => error.fault(),
+            Self::Conflict { .. } | Self::Kitfile { .. } | Self::Tree(_) | Self::OtherTree | Self::Stopped => {
+                Fault::Other
+            }
         }
     }
 
@@ -317,6 +359,11 @@ impl FsError {
             None => Self::Tree(error),
         }
     }
+}
+
+/// The last of what was said, which is a refusal.
+fn why(judgements: &[Judgement]) -> String {
+    judgements.last().map(Judgement::reason).unwrap_or_default()
 }
 
 /// Why bytes could not be read.

@@ -23,6 +23,7 @@ use crate::ledger::TroubleKind;
 use crate::policy::Identity;
 use crate::resolve::Freshness;
 use crate::resolve::Resolved;
+use crate::trust::Limits;
 
 /// All that a mount is made from. A worker that takes over gets the same one again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +113,12 @@ pub struct PolicySettings {
     pub trusted_root: Option<AbsolutePath>,
     /// The root that an update has put in place of the embedded one.
     pub installed_root: Option<AbsolutePath>,
+    /// `--max-…`.
+    pub limits: Limits,
+    /// `--danger-allow-refused`.
+    pub allow_refused: Vec<Digest>,
+    /// Of `standing`, the policies that it does not overrule.
+    pub firm: Vec<AbsolutePath>,
 }
 
 /// Where messages of the background processes go, and how many.

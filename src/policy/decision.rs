@@ -7,6 +7,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::digest::Digest;
+use crate::policy::model::Judgement;
+use crate::policy::model::ModelDemand;
 use crate::policy::rule::AuditDemand;
 use crate::policy::rule::Condition;
 
@@ -48,6 +50,8 @@ pub struct Decision {
     audit: AuditDemand,
     signatures: Vec<Shown>,
     attestations: Vec<Shown>,
+    models: Vec<ModelDemand>,
+    overruled: Vec<String>,
 }
 
 /// A signature or attestation as the JSON documents show it.
@@ -88,6 +92,25 @@ pub(in crate::policy) struct Opinion {
     pub conditions: Vec<Condition>,
     pub signers: Vec<String>,
     pub audit: AuditDemand,
+    /// What is still to be held against the files.
+    pub models: Vec<ModelDemand>,
+    /// Whether it would be a refusal, if nobody had said that this kit is to be let through.
+    pub is_overruled: bool,
+}
+
+impl Opinion {
+    /// The same, where somebody has said that this kit is to be let through whatever this policy says.
+    pub fn overruled_if(self, is_said: bool) -> Self {
+        // A model that is demanded to be signed is refused later, if it is.
+        let refuses = self.verdict == Verdict::Deny || self.models.iter().any(ModelDemand::may_refuse);
+        match is_said && refuses {
+            true => {
+                let models = self.models.into_iter().map(ModelDemand::that_warns).collect();
+                Self { verdict: Verdict::Warn, models, is_overruled: true, ..self }
+            }
+            false => self,
+        }
+    }
 }
 
 impl Decision {
@@ -108,6 +131,8 @@ impl Decision {
             audit: AuditDemand::BestEffort,
             signatures,
             attestations,
+            models: Vec::new(),
+            overruled: Vec::new(),
         };
         decision.verdict = opinions.iter().map(|opinion| opinion.verdict).max().unwrap_or(Verdict::None);
         for opinion in opinions {
@@ -122,6 +147,12 @@ impl Decision {
                 }
             }
             decision.audit = decision.audit.max(opinion.audit);
+            if opinion.is_overruled {
+                // What was let through against a policy is let through only if it is written down.
+                decision.audit = AuditDemand::Required;
+                decision.overruled.push(opinion.rule.clone());
+            }
+            decision.models.extend(opinion.models);
             decision.rules.push(opinion.rule);
             decision.conditions.extend(opinion.conditions);
             decision.signers.extend(opinion.signers);
@@ -168,6 +199,16 @@ impl Decision {
         self.audit
     }
 
+    /// What is still to be held against the files.
+    pub fn models(&self) -> &[ModelDemand] {
+        &self.models
+    }
+
+    /// The rules that refuse the kit, and were overruled by [`ALLOW_REFUSED`](crate::policy::ALLOW_REFUSED).
+    pub fn overruled(&self) -> &[String] {
+        &self.overruled
+    }
+
     /// Every signature that was found.
     pub fn signatures(&self) -> &[Shown] {
         &self.signatures
@@ -209,6 +250,15 @@ impl Admitted {
     /// What happens where the audit log cannot be written.
     pub fn audit(&self) -> AuditDemand {
         self.audit
+    }
+
+    /// The same after a rule has judged the files, unless it refuses them.
+    pub fn after(mut self, judgement: &Judgement) -> Option<Self> {
+        self.verdict = self.verdict.max(judgement.verdict);
+        self.signers.extend(
+            judgement.signers.iter().filter(|signer| !self.signers.contains(signer)).cloned().collect::<Vec<_>>(),
+        );
+        (self.verdict != Verdict::Deny).then_some(self)
     }
 }
 

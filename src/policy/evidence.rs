@@ -146,7 +146,8 @@ impl Evidence {
 }
 
 impl Seal {
-    fn of(endorsement: &Endorsement) -> Self {
+    /// What an endorsement says.
+    pub fn of(endorsement: &Endorsement) -> Self {
         Self {
             signer: endorsement.signer().into(),
             log: endorsement.log().map(|entry| LogEntry { at: entry.time }),

@@ -10,8 +10,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::kit::name::KitPath;
 use crate::policy::claim;
 use crate::policy::claim::Claim;
+use crate::policy::model::ModelBlock;
 use crate::policy::opa;
 use crate::policy::pattern::Pattern;
 use crate::policy::rego::Rego;
@@ -32,6 +34,9 @@ use crate::trust::TrustedRoot;
 
 /// No policy, key, root or module is longer.
 const LONGEST: u64 = 16 << 20;
+
+/// What signers of models call the file with the signature (model-transparency).
+const MODEL_SIGNATURE: &str = "model.sig";
 
 /// The form of files that this version reads.
 const VERSION: i64 = 1;
@@ -84,6 +89,8 @@ struct RuleTable {
     #[serde(default)]
     attestation: Vec<AttestationTable>,
     #[serde(default)]
+    model_signature: Vec<ModelTable>,
+    #[serde(default)]
     rego: Vec<RegoTable>,
 }
 
@@ -132,6 +139,21 @@ struct AttestationTable {
     #[serde(default)]
     r#where: Vec<claim::Table>,
     rego: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelTable {
+    #[serde(default)]
+    any: Vec<SignerTable>,
+    at_least: Option<usize>,
+    #[serde(default)]
+    all: Vec<SignerTable>,
+    #[serde(default)]
+    log: bool,
+    #[serde(default)]
+    timestamp: bool,
+    file: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -210,6 +232,8 @@ impl Reader<'_> {
         let attestations = table.attestation.into_iter().map(|table| self.attestation(table, &place));
         let attestations = attestations.collect::<Result<_, _>>()?;
         let indexes = table.indexes.map(|tables| self.signers(tables, &format!("indexes of {place}"))).transpose()?;
+        let models = table.model_signature.into_iter().map(|table| self.model(table, &place));
+        let models = models.collect::<Result<_, _>>()?;
         let rego = table.rego.into_iter().map(|table| self.rego(table, &place)).collect::<Result<_, _>>()?;
         Ok(Rule {
             pattern: matched,
@@ -221,6 +245,7 @@ impl Reader<'_> {
             audit: table.audit,
             signatures,
             attestations,
+            models,
             rego,
             keys: self.keys,
         })
@@ -247,6 +272,20 @@ impl Reader<'_> {
             claims: claims.map_err(|why| self.invalid(&place, why))?,
             rego,
             predicate_type: table.predicate_type,
+        })
+    }
+
+    fn model(&mut self, table: ModelTable, place: &str) -> Result<ModelBlock, PolicyError> {
+        let place = format!("model_signature of {place}");
+        let file = table.file.unwrap_or_else(|| MODEL_SIGNATURE.into());
+        let is_path = KitPath::parse(file.as_bytes()).is_ok_and(|path| !path.is_root() && path.to_string() == file);
+        if !is_path {
+            return Err(self.invalid(place, format!("{file:?} is no file of a kit")));
+        }
+        Ok(ModelBlock {
+            signers: self.demanded(table.any, table.at_least, table.all, &place)?,
+            demands: Demands { log: table.log, timestamp: table.timestamp },
+            file,
         })
     }
 

@@ -11,6 +11,7 @@ mod evidence;
 mod file;
 mod indexes;
 mod input;
+mod model;
 mod opa;
 mod pattern;
 mod rego;
@@ -32,6 +33,8 @@ pub use decision::SignerKind;
 pub use decision::Verdict;
 pub use file::PolicyError;
 pub use indexes::IndexRefused;
+pub use model::Judgement;
+pub use model::ModelDemand;
 pub use request::Named;
 pub use request::Request;
 pub use request::names;
@@ -43,10 +46,12 @@ pub use trial::Expectation;
 pub use trial::Found;
 pub use trial::Trial;
 
+use crate::digest::Digest;
 use crate::policy::decision::Opinion;
 use crate::policy::evidence::Evidence;
 use crate::policy::file::Otherwise;
 use crate::policy::file::Policy;
+use crate::policy::model::ModelBlock;
 use crate::policy::rule::Demands;
 use crate::policy::rule::Mode;
 use crate::policy::rule::Rule;
@@ -59,6 +64,9 @@ use crate::trust::Limits;
 use crate::trust::Material;
 use crate::trust::PublicKey;
 use crate::trust::TrustedRoot;
+
+/// The option that lets a kit through although policies refuse it.
+pub const ALLOW_REFUSED: &str = "danger-allow-refused";
 
 /// Where policies come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,6 +86,10 @@ pub struct Options {
     pub trusted_root: Option<PathBuf>,
     /// Where an update has put the root that counts where none is named; without one it is the embedded one.
     pub installed_root: Option<PathBuf>,
+    /// `--danger-allow-refused`: these manifests are let through although policies refuse them.
+    pub allow_refused: Vec<Digest>,
+    /// Of `standing`, the policies that this does not overrule: the host's, unless root says so.
+    pub firm: Vec<PathBuf>,
 }
 
 /// An identity and its issuer, each exact or as a regular expression.
@@ -103,6 +115,8 @@ pub struct Policies {
     root: Option<TrustedRoot>,
     /// Where an update has put the root that counts where none is named.
     installed_root: Option<PathBuf>,
+    /// Manifests that are let through although policies refuse them.
+    allow_refused: Vec<Digest>,
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +124,16 @@ struct Loaded {
     policy: Policy,
     /// The root for rules that name none; `None` is the embedded one.
     root: Option<TrustedRoot>,
+    firmness: Firmness,
+}
+
+/// Whether a policy can be overruled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Firmness {
+    /// By who runs the command.
+    Yields,
+    /// By nobody.
+    Firm,
 }
 
 impl Policies {
@@ -127,18 +151,20 @@ impl Policies {
         let root = root.transpose()?;
         let mut policies = Vec::new();
         for path in &options.standing {
-            policies.push(Loaded { policy: Policy::read(path)?, root: None });
+            let firmness = if options.firm.contains(path) { Firmness::Firm } else { Firmness::Yields };
+            policies.push(Loaded { policy: Policy::read(path)?, root: None, firmness });
         }
         if let Some(path) = &options.file {
-            policies.push(Loaded { policy: Policy::read(path)?, root: root.clone() });
+            policies.push(Loaded { policy: Policy::read(path)?, root: root.clone(), firmness: Firmness::Yields });
         }
         let mut index_keys = None;
         if let Some(policy) = of_flags(options)? {
             let asks_of_kits = policy.rules.iter().any(Rule::needs_evidence);
-            let loaded = Loaded { policy, root: root.clone() };
+            let loaded = Loaded { policy, root: root.clone(), firmness: Firmness::Yields };
             if asks_of_kits { policies.push(loaded) } else { index_keys = Some(loaded) }
         }
-        Ok(Self { policies, index_keys, root, installed_root: options.installed_root.clone() })
+        let (installed_root, allow_refused) = (options.installed_root.clone(), options.allow_refused.clone());
+        Ok(Self { policies, index_keys, root, installed_root, allow_refused })
     }
 
     /// The policy in one file.
@@ -185,7 +211,7 @@ impl Policies {
         limits: &Limits,
         now: Option<Timestamp>,
     ) -> Decision {
-        self.decide_at(request, now.unwrap_or_else(Timestamp::now), |keys, root| {
+        self.decide_at(request, now.unwrap_or_else(Timestamp::now), limits, |keys, root| {
             let root = match root {
                 Some(root) => root.clone(),
                 None => match self.standing_root() {
@@ -218,13 +244,16 @@ impl Policies {
         &self,
         request: &Request<'_>,
         now: Timestamp,
+        limits: &Limits,
         examine: impl Fn(&[PublicKey], Option<&TrustedRoot>) -> Evidence,
     ) -> Decision {
         let mut opinions = Vec::new();
         let mut seen = Vec::new();
-        for Loaded { policy, root } in &self.policies {
+        for loaded in &self.policies {
+            let Loaded { policy, root, firmness } = loaded;
+            let yields = *firmness == Firmness::Yields && self.allow_refused.contains(&request.digest);
             let Some(rule) = policy.rule_for(&request.names) else {
-                opinions.push(otherwise(policy, request));
+                opinions.push(otherwise(policy, request).overruled_if(yields));
                 continue;
             };
             let evidence = match rule.needs_evidence() {
@@ -237,13 +266,27 @@ impl Policies {
                 (false, Mode::Warn) => Verdict::Warn,
                 (false, Mode::Enforce) => Verdict::Deny,
             };
-            opinions.push(Opinion {
+            let name = format!("{}, rule {}", policy.name, rule.pattern);
+            let demand = |block: &ModelBlock| ModelDemand {
+                rule: name.clone(),
+                mode: rule.mode,
+                block: block.clone(),
+                keys: rule.keys.clone(),
+                root: self.root_for(rule, loaded).map_err(|error| file::chain(&error)),
+                limits: *limits,
+            };
+            let models = rule.models.iter().map(demand).collect();
+            let signers = signers.iter().map(Signer::to_string).collect();
+            let opinion = Opinion {
                 verdict,
-                rule: format!("{}, rule {}", policy.name, rule.pattern),
+                rule: name.clone(),
                 conditions,
-                signers: signers.iter().map(Signer::to_string).collect(),
+                signers,
                 audit: rule.audit,
-            });
+                models,
+                is_overruled: false,
+            };
+            opinions.push(opinion.overruled_if(yields));
             seen.push(evidence);
         }
         if seen.iter().all(Evidence::is_empty) {
@@ -273,6 +316,8 @@ fn otherwise(policy: &Policy, request: &Request<'_>) -> Opinion {
         conditions: vec![condition],
         signers: Vec::new(),
         audit: AuditDemand::BestEffort,
+        models: Vec::new(),
+        is_overruled: false,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::policy::evidence::Evidence;
 use crate::policy::evidence::Kind;
 use crate::policy::evidence::Seal;
 use crate::policy::input;
+use crate::policy::model::ModelBlock;
 use crate::policy::pattern::Pattern;
 use crate::policy::rego::Rego;
 use crate::policy::request::Named;
@@ -48,6 +49,8 @@ pub struct Rule {
     pub signatures: Vec<SignatureBlock>,
     /// What must be attested; each block must hold.
     pub attestations: Vec<AttestationBlock>,
+    /// Who must have signed the files of the model; each must hold.
+    pub models: Vec<ModelBlock>,
     /// Rego; each must allow.
     pub rego: Vec<Rego>,
 }
@@ -146,7 +149,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    fn met(what: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(in crate::policy) fn met(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self { what: what.into(), ok: true, why: why.into() }
     }
 
@@ -169,6 +172,7 @@ impl Rule {
             audit: AuditDemand::BestEffort,
             signatures: Vec::new(),
             attestations: Vec::new(),
+            models: Vec::new(),
             rego: Vec::new(),
         }
     }
@@ -271,7 +275,7 @@ fn check_rego(rego: &Rego, input: &str) -> Condition {
 
 impl Signers {
     /// What is asked for, for people.
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let list = |wanted: &[Wanted]| wanted.iter().map(Wanted::to_string).collect::<Vec<_>>().join(", ");
         let any = match (self.any.as_slice(), self.at_least) {
             ([], _) => String::new(),
@@ -286,12 +290,12 @@ impl Signers {
     }
 
     /// Whether anybody that is wanted made it.
-    fn accepts(&self, signer: &Signer) -> bool {
+    pub fn accepts(&self, signer: &Signer) -> bool {
         self.any.iter().chain(&self.all).any(|wanted| wanted.accepts(signer))
     }
 
     /// Whether those who signed are enough; if so, those of them who are wanted.
-    fn satisfied_by(&self, signed: &BTreeSet<&Signer>) -> Result<Vec<Signer>, String> {
+    pub fn satisfied_by(&self, signed: &BTreeSet<&Signer>) -> Result<Vec<Signer>, String> {
         let missing = self.all.iter().find(|wanted| !signed.iter().any(|signer| wanted.accepts(signer)));
         if let Some(missing) = missing {
             return Err(format!("not by {missing}"));
@@ -308,7 +312,8 @@ impl Signers {
 }
 
 impl Demands {
-    fn describe(self) -> String {
+    /// What is asked for, for people.
+    pub fn describe(self) -> String {
         let mut text = String::new();
         if self.log {
             text.push_str(", in a transparency log");
@@ -319,7 +324,8 @@ impl Demands {
         text
     }
 
-    fn check(self, seal: &Seal) -> Result<(), String> {
+    /// Whether a signature has what is asked for; if not, what it lacks.
+    pub fn check(self, seal: &Seal) -> Result<(), String> {
         if self.log && seal.log.is_none() {
             return Err("it has no log entry that holds".into());
         }
@@ -452,6 +458,9 @@ fn said_at(attestation: &Attestation) -> Result<Option<Timestamp>, String> {
     }
 }
 
+/// Different reasons that are told.
+const SHOWN: usize = 6;
+
 /// Why what was found is not enough: `counted` signers, and what does not count.
 fn because(evidence: &Evidence, kind: Kind, done: &str, why: &str, counted: usize, mut misses: Vec<String>) -> String {
     for rejected in evidence.rejected.iter().filter(|rejected| rejected.kind == kind) {
@@ -460,15 +469,28 @@ fn because(evidence: &Evidence, kind: Kind, done: &str, why: &str, counted: usiz
             None => rejected.why.clone(),
         });
     }
-    // Of a thousand signatures nobody reads more.
-    let more = misses.len().saturating_sub(5);
-    misses.truncate(5);
-    if more > 0 {
-        misses.push(format!("and {more} more"));
-    }
+    let misses = counted_lines(misses);
     match (counted, misses.is_empty()) {
         (0, true) => format!("not {done}"),
         (_, true) => format!("{done} {why}"),
         (_, false) => format!("{done} {why}: {}", misses.join("; ")),
     }
+}
+
+/// Of a thousand signatures nobody reads more than a few lines, and one reason is told once.
+fn counted_lines(lines: Vec<String>) -> Vec<String> {
+    let mut counted: Vec<(String, usize)> = Vec::new();
+    for line in lines {
+        match counted.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, times)) => *times += 1,
+            None => counted.push((line, 1)),
+        }
+    }
+    let more = counted.len().saturating_sub(SHOWN);
+    counted.truncate(SHOWN);
+    let shown = counted.into_iter().map(|(line, times)| match times {
+        1 => line,
+        times => format!("{line} ({times} times)"),
+    });
+    shown.chain((more > 0).then(|| format!("and {more} more"))).collect()
 }

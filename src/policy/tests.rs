@@ -64,7 +64,7 @@ fn request<'a>(reference: &'a str, version: &'a crate::reference::Version) -> Re
 
 fn decide(policies: &Policies, reference: &str, evidence: &Evidence) -> Decision {
     let parsed: crate::reference::Reference = reference.parse().unwrap();
-    policies.decide_at(&request(reference, parsed.version()), now(), |_, _| evidence.clone())
+    policies.decide_at(&request(reference, parsed.version()), now(), &Limits::default(), |_, _| evidence.clone())
 }
 
 fn verdict(text: &str, evidence: &Evidence) -> Verdict {

@@ -235,7 +235,7 @@ impl Case {
             child: None,
         };
         let now = self.inline.now.unwrap_or_else(Timestamp::now);
-        policies.decide_at(&request, now, |_, _| self.inline.evidence.clone())
+        policies.decide_at(&request, now, &Limits::default(), |_, _| self.inline.evidence.clone())
     }
 
     /// What policies say of a kit in a layout, as if it had been named as the case names it.

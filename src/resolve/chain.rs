@@ -20,11 +20,13 @@ use crate::policy;
 use crate::policy::Admitted;
 use crate::policy::AuditDemand;
 use crate::policy::Decision;
+use crate::policy::ModelDemand;
 use crate::policy::Named;
 use crate::policy::Request;
 use crate::reference::Reference;
 use crate::reference::RegistryReference;
 use crate::reference::Version;
+use crate::resolve::Documents;
 use crate::resolve::Freshness;
 use crate::resolve::Link;
 use crate::resolve::Query;
@@ -105,22 +107,25 @@ impl<'a> Chain<'a> {
         }
         let kit = audit::Kit { reference: reference.clone(), digest };
         let fetch = async || source.manifest(&digest).await;
-        let manifest =
-            small(self.workshop, &kit, &digest, &source, fetch).await.map_err(|error| error.of(reference))?;
+        let manifest = small(self.workshop, self.query.documents, &kit, &digest, &source, fetch)
+            .await
+            .map_err(|error| error.of(reference))?;
         if is_asked {
             access::remember(self.workshop, &source, &digest);
         }
         let no_kit = |source| ResolveError::NoKit { reference: reference.clone(), digest, source };
         let config = manifest.parse::<Manifest>().map_err(no_kit)?.config.clone();
         let fetch = async || source.blob(&config).await;
-        let config =
-            small(self.workshop, &kit, &config.digest, &source, fetch).await.map_err(|error| error.of(reference))?;
+        let config = small(self.workshop, self.query.documents, &kit, &config.digest, &source, fetch)
+            .await
+            .map_err(|error| error.of(reference))?;
         let candidate = Candidate::new(reference.clone(), digest, source, manifest, config, filters)?;
         let Candidate { manifest, contents, .. } = &candidate;
         self.seen.push(Seen::new(self.links.len(), reference, digest, manifest, contents));
         let admitted = self.decide(&candidate, &name).await?;
         self.warnings.extend(candidate.contents.warnings.iter().cloned());
-        self.links.push(candidate.admit(admitted));
+        let models = self.decisions.last().map(|decision| decision.models().to_vec()).unwrap_or_default();
+        self.links.push(candidate.admit(admitted, models));
         Ok(())
     }
 
@@ -176,12 +181,20 @@ impl<'a> Chain<'a> {
             identities: decision.signers().to_vec(),
             reasons: decision.reasons().to_vec(),
         };
+        let danger = (!decision.overruled().is_empty()).then(|| Event::DangerUsed {
+            kit: audit::Kit { reference: name.reference.clone(), digest: *decision.digest() },
+            option: format!("--{}", policy::ALLOW_REFUSED),
+            detail: decision.overruled().join("; "),
+        });
         let audit = Arc::clone(&self.workshop.audit);
         match decision.audit() {
             AuditDemand::BestEffort => audit.record_soon(event),
             AuditDemand::Required => {
-                let recording = tokio::task::spawn_blocking(move || audit.require().and_then(|()| audit.record(event)));
-                recording.await.map_err(|_| ResolveError::Stopped)??;
+                let record = move || {
+                    audit.require()?;
+                    [Some(event), danger].into_iter().flatten().try_for_each(|event| audit.record(event))
+                };
+                tokio::task::spawn_blocking(record).await.map_err(|_| ResolveError::Stopped)??;
             }
         }
         Ok(())
@@ -273,9 +286,9 @@ impl Candidate {
         Ok(Self { reference, digest, source, manifest_bytes, manifest, config, contents })
     }
 
-    pub(super) fn admit(self, admitted: Admitted) -> Link {
+    pub(super) fn admit(self, admitted: Admitted, models: Vec<ModelDemand>) -> Link {
         let Self { reference, digest, source, manifest_bytes, manifest, config, contents } = self;
-        Link { reference, digest, source, manifest_bytes, manifest, config, contents, admitted }
+        Link { reference, digest, source, manifest_bytes, manifest, config, contents, admitted, models }
     }
 }
 
@@ -358,20 +371,31 @@ fn tell_mismatch(workshop: &Workshop, kit: &audit::Kit, mismatch: &DigestMismatc
     });
 }
 
-/// A manifest or a config of a kit: from the store if it is whole there, else from the source.
+/// A manifest or a config of a kit, from the store or from the source.
 async fn small(
     workshop: &Workshop,
+    documents: Documents,
     kit: &audit::Kit,
     digest: &Digest,
     source: &Source,
     fetch: impl AsyncFnOnce() -> Result<Unverified, SourceError>,
 ) -> Result<Verified<Bytes>, SmallError> {
-    match workshop.store.blob(digest).map(|kept| kept.verify(digest)) {
-        Some(Ok(kept)) => return Ok(kept),
-        Some(Err(mismatch)) => tell_mismatch(workshop, kit, &mismatch, "cache".into()),
-        None => {}
-    }
-    let fetched = fetch().await?.verify(digest).inspect_err(|mismatch| {
+    let kept = match workshop.store.blob(digest).map(|kept| kept.verify(digest)) {
+        Some(Ok(kept)) => Some(kept),
+        Some(Err(mismatch)) => {
+            tell_mismatch(workshop, kit, &mismatch, "cache".into());
+            None
+        }
+        None => None,
+    };
+    let fetched = match (kept, documents) {
+        (Some(kept), Documents::Kept) => return Ok(kept),
+        (kept, _) => match (fetch().await, kept) {
+            (Err(SourceError::Unreachable { .. }), Some(kept)) => return Ok(kept),
+            (fetched, _) => fetched?,
+        },
+    };
+    let fetched = fetched.verify(digest).inspect_err(|mismatch| {
         tell_mismatch(workshop, kit, mismatch, source.name());
     })?;
     if let Err(error) = workshop.store.keep_blob(digest, &fetched) {

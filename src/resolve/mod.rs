@@ -26,6 +26,7 @@ use crate::layers::Layer;
 use crate::layers::Workshop;
 use crate::policy::Admitted;
 use crate::policy::Decision;
+use crate::policy::ModelDemand;
 use crate::policy::Policies;
 use crate::reference::Reference;
 use crate::resolve::chain::Candidate;
@@ -85,6 +86,17 @@ pub struct Query<'a> {
     pub limits: &'a Limits,
     /// Whether anybody looks for signatures that no policy needs.
     pub signatures: Signatures,
+    /// Where manifests and configs come from that the store has.
+    pub documents: Documents,
+}
+
+/// Where manifests and configs come from that were seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Documents {
+    /// From the store.
+    Kept,
+    /// From the source, which may have spoiled them since; from the store where it cannot be reached.
+    Asked,
 }
 
 /// Whether signatures are looked for that no policy needs.
@@ -152,6 +164,8 @@ pub struct Link {
     pub contents: Contents,
     /// Says that the policies let it through.
     pub admitted: Admitted,
+    /// What they still demand of its files; nothing where a mount goes on that was let through before.
+    pub models: Vec<ModelDemand>,
 }
 
 /// What another process needs to open the same kit again without asking a tag.
@@ -214,7 +228,7 @@ impl Kit {
                 manifest.parse::<Manifest>().map_err(|_| ResolveError::BadPin { at: at.to_string() })?;
             let config = config.verify(&config_digest.config.digest).map_err(mismatch)?;
             let candidate = Candidate::new(reference.clone(), digest, Arc::new(source), manifest, config, filters)?;
-            kit.links.push(candidate.admit(admitted.clone()));
+            kit.links.push(candidate.admit(admitted.clone(), Vec::new()));
         }
         Ok(kit)
     }

@@ -22,6 +22,9 @@ mod root;
 mod signing;
 mod statement;
 
+use serde::Deserialize;
+use serde::Serialize;
+
 pub use crate::trust::certificate::Certificate;
 pub use crate::trust::endorsement::Endorsement;
 pub use crate::trust::endorsement::Kind;
@@ -59,7 +62,7 @@ pub use crate::trust::statement::SIGNATURE_PREDICATE;
 pub use crate::trust::statement::Statement;
 
 /// How much is looked at. What is beyond counts as absent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of one signature.
     pub signature: u64,

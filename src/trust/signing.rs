@@ -313,6 +313,33 @@ mod tests {
     const RFC_8410: &str = "302e020100300506032b657004220420\
                             d4ee72dbf913584ad5b6d8f1f769f8ad3afe7c28cbf1d4fbe097a88f44755842";
 
+    /// What `cosign generate-key-pair` (3.1.2) wrote with the password `open-sesame`.
+    const COSIGN: &str = "\
+-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----
+eyJrZGYiOnsibmFtZSI6InNjcnlwdCIsInBhcmFtcyI6eyJOIjo2NTUzNiwiciI6
+OCwicCI6MX0sInNhbHQiOiJPaHpnbW9wMWdNRDYvb3RWVVJqaWhZY1YrUkxSVWlT
+U0Q0N3FSbWdnTFZRPSJ9LCJjaXBoZXIiOnsibmFtZSI6Im5hY2wvc2VjcmV0Ym94
+Iiwibm9uY2UiOiJpbE90K2xwbEdVR0RmNHNmMGF2YlVaUEFwYjV1M3FQZyJ9LCJj
+aXBoZXJ0ZXh0IjoiL0ppM3lXMTJqNE1KbjNCbTkyVE1wVkRPOExuR1IvN2pmTVNT
+aHdxMGlYVmxCYWQvdTVOWThOekxDWS95L0NLS3haQXdoYytaeEtrTHBsUGlaNjFq
+Z3ZObTM0dVV5d2ZXSWtXSkZJY1oxbDkxOWgrNnIzMldmck5wa2FlNmVVN3FBcEhl
+ZmNUeXpub0VDY2RhNElWTkVzY0ZTSisvODNzQ05kUVRKZHZCM2RpbG9Pd29HSXky
+VXFULzYyNFliZU5LZlJ1NGYyVENoSlZPTlE9PSJ9
+-----END ENCRYPTED SIGSTORE PRIVATE KEY-----
+";
+    const COSIGN_PUBLIC: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEt6nEXSiU4jzJr8fb0gmSc23d5ZjcdDDm5dLeSWoZXVJMECum9MJLzFCZSOsmi/sruQJgVXVRanuTy6vxDvAHFg==";
+
+    #[test]
+    fn a_key_of_cosign_opens_with_its_password() {
+        let key = read(COSIGN, Some(b"open-sesame")).unwrap();
+        assert_eq!(
+            key.public().to_pem().lines().filter(|line| !line.starts_with('-')).collect::<String>(),
+            COSIGN_PUBLIC
+        );
+        let error = read(COSIGN, Some(b"")).unwrap_err();
+        assert!(error.to_string().contains("password is another"), "{error}");
+    }
+
     #[test]
     fn what_is_no_key_is_told_why() {
         for (text, why) in [

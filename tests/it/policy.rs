@@ -1,167 +1,20 @@
-//! Policies over kits that the real cosign signed: every row of the shared truth table that no flag can state, the
-//! places and the precedence of policies, and that a kit which is refused is refused everywhere.
+//! Policies: their places and their precedence, what makes one none, and that a kit which is refused is refused
+//! everywhere. What they say of the shared truth table is tested in `signed`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+use crate::signed::quoted;
 use crate::support::host;
 use crate::support::kit::{Base, Kit, Layout, file};
-use crate::support::kitfs::{Kitfs, Output, User};
-use crate::support::registry::{Access, Registry};
+use crate::support::kitfs::{Kitfs, User};
 use crate::support::shared;
-
-/// The row of a table that states a policy in the abstract, and where its files are.
-struct Row {
-    name: String,
-    reference: String,
-    exit: i32,
-    policy: Value,
-}
-
-/// The folder of the signed kits, and the rows with a policy.
-fn rows() -> Option<(PathBuf, Vec<Row>)> {
-    let folder = shared::shared("fixtures/signed")?;
-    let table: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
-    let rows = table["cases"].as_array().unwrap().iter().filter(|case| case["policy"].is_object()).map(|case| Row {
-        name: case["name"].as_str().unwrap().to_owned(),
-        reference: case["ref"].as_str().unwrap().to_owned(),
-        exit: i32::try_from(case["exit"].as_i64().unwrap()).unwrap(),
-        policy: case["policy"].clone(),
-    });
-    let rows: Vec<_> = rows.collect();
-    assert!(rows.len() > 30, "the table states policies");
-    Some((folder, rows))
-}
-
-/// Whether the condition on an attestation is written as a pointer or in Rego.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Condition {
-    Pointer,
-    Rego,
-}
-
-fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
-/// A policy of the table in kitfs's own format.
-fn toml(folder: &Path, policy: &Value, condition: Condition) -> String {
-    let file = |value: &Value| quoted(folder.join(value.as_str().unwrap()).to_str().unwrap());
-    let signer = |wanted: &Value| match &wanted["key"] {
-        Value::Null => format!(
-            "{{ identity = {}, issuer = {} }}",
-            quoted(wanted["identity"].as_str().unwrap()),
-            quoted(wanted["issuer"].as_str().unwrap())
-        ),
-        key => format!("{{ key = {} }}", file(key)),
-    };
-    let mut text = "version = 1\ndefault = \"deny\"\n[[rule]]\nmatch = \"**\"\n".to_owned();
-    if policy["trusted_root"].is_string() {
-        text += &format!("trusted_root = {}\n", file(&policy["trusted_root"]));
-    }
-    if let Some(signature) = policy.get("signature") {
-        text += &format!("[[rule.signature]]\nany = [{}]\n", signer(signature));
-        if let Some(log) = signature.get("log") {
-            text += &format!("log = {log}\n");
-        }
-        for (name, value) in signature["annotations"].as_object().into_iter().flatten() {
-            text += &format!("annotations.{} = {value}\n", quoted(name));
-        }
-    }
-    if let Some(attestation) = policy.get("attestation") {
-        let kind = &attestation["predicateType"];
-        text += &format!("[[rule.attestation]]\npredicate_type = {kind}\nany = [{}]\n", signer(attestation));
-        match (&attestation["where"], &attestation["rego"], condition) {
-            (_, rego @ Value::String(_), Condition::Rego) => text += &format!("rego = {}\n", file(rego)),
-            (Value::Object(wanted), ..) => {
-                text += &format!("where = [{{ pointer = {}, equals = {} }}]\n", wanted["pointer"], wanted["equals"]);
-            }
-            _ => {}
-        }
-    }
-    text
-}
 
 fn write(kitfs: &Kitfs, name: &str, text: &str) -> String {
     let path = kitfs.path(name);
     std::fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
-}
-
-/// `verify` of a row must end as the table says, and its document must say the same.
-fn check(row: &Row, output: &Output, complaints: &mut Vec<String>) {
-    if output.code != row.exit {
-        complaints.push(format!("{}: {} and not {}\n{output}", row.name, output.code, row.exit));
-        return;
-    }
-    let document = output.json();
-    let decision = if row.exit == 0 { "allow" } else { "deny" };
-    let held = document["ok"] == (row.exit == 0)
-        && document["policy"]["decision"] == decision
-        && document["policy"]["reasons"].as_array().is_some_and(|reasons| !reasons.is_empty());
-    if !held {
-        complaints.push(format!("{}: the document says otherwise\n{output}", row.name));
-    }
-    let status = if row.exit == 0 { "verified" } else { "unchecked" };
-    if !document["layers"]
-        .as_array()
-        .is_some_and(|layers| !layers.is_empty() && layers.iter().all(|layer| layer["status"] == status))
-    {
-        complaints.push(format!("{}: not every layer is {status}\n{output}", row.name));
-    }
-}
-
-#[test]
-fn every_policy_of_the_table_decides_as_the_table_says_from_the_layout() {
-    let Some((folder, rows)) = rows() else { return };
-    let kitfs = Kitfs::new();
-    let mut complaints = Vec::new();
-    for row in &rows {
-        for condition in [Condition::Pointer, Condition::Rego] {
-            if condition == Condition::Rego && !row.policy["attestation"]["rego"].is_string() {
-                continue;
-            }
-            let policy = write(&kitfs, "policy.toml", &toml(&folder, &row.policy, condition));
-            let arguments = ["verify", &row.reference, "--policy", &policy, "-o", "json"];
-            check(row, &kitfs.command(&arguments).current_directory(&folder).run(), &mut complaints);
-        }
-    }
-    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
-}
-
-#[test]
-fn every_policy_of_the_table_decides_the_same_in_a_registry_and_without_it_once_pulled() {
-    let Some((folder, rows)) = rows() else { return };
-    let Some(mut registry) = Registry::start(Access::Plain) else { return };
-    let kitfs = Kitfs::new();
-    let mut complaints = Vec::new();
-    let mut pushed = std::collections::BTreeMap::new();
-    for row in &rows {
-        let layout = row.reference.strip_prefix("oci:layouts/").unwrap().split(':').next().unwrap();
-        let reference = pushed.entry(layout.to_owned()).or_insert_with(|| {
-            let repository = format!("signed/{layout}");
-            registry.push_all(&folder.join("layouts").join(layout), &repository);
-            format!("{}/{repository}:1.0", registry.host())
-        });
-        let policy = write(&kitfs, &format!("{}.toml", row.name), &toml(&folder, &row.policy, Condition::Pointer));
-        let output = kitfs.run(&["verify", reference, "--policy", &policy, "-o", "json"]);
-        check(row, &output, &mut complaints);
-    }
-    for reference in pushed.values() {
-        // Without a policy: who pulls need not be who decides.
-        kitfs.run(&["pull", reference]).expect(0);
-    }
-    registry.stop();
-    for row in &rows {
-        let layout = row.reference.strip_prefix("oci:layouts/").unwrap().split(':').next().unwrap();
-        let policy = kitfs.path(&format!("{}.toml", row.name));
-        let output = kitfs.run(&["ls", &pushed[layout], "--policy", policy.to_str().unwrap()]);
-        if output.code != row.exit {
-            complaints.push(format!("{} without a registry: {} and not {}\n{output}", row.name, output.code, row.exit));
-        }
-    }
-    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
 /// A policy that demands a signature by one of the table's keys.
@@ -211,6 +64,55 @@ fn a_policy_that_only_warns_lets_the_kit_through_and_says_so() {
     assert_eq!(output.json()["policy"]["decision"], "warn");
     if host::can_mount() {
         let mount = kitfs.mount_with(&reference, &["--policy", &policy]);
+        assert_eq!(mount.status()["policy"], "warn");
+        mount.unmount();
+    }
+}
+
+#[test]
+fn a_refused_kit_is_let_through_only_by_its_digest_and_only_if_that_is_written_down() {
+    let kitfs = Kitfs::new();
+    let packed = Kit::usual("mine").pack();
+    let layout = Layout::of(kitfs.path("layout"), &packed);
+    let reference = layout.reference("v1");
+    let policy = write(&kitfs, "policy.toml", "version = 1\ndefault = \"deny\"\n");
+    let other = format!("sha256:{}", "0".repeat(64));
+    let verify = |digest: &str, more: &[&str]| {
+        let words = ["verify", &reference, "--policy", &policy, "--danger-allow-refused", digest, "-o", "json"];
+        kitfs.run(&[&words[..], more].concat())
+    };
+    verify(&other, &[]).expect(6).says("no rule matches");
+    let used = || kitfs.run(&["audit", "show", "--event", "danger-used", "-o", "json"]).expect(0).json();
+    assert_eq!(used()["events"].as_array().unwrap().len(), 0);
+    let output = verify(&packed.digest(), &[]).expect(0);
+    let decided = &output.json()["policy"];
+    assert_eq!(decided["decision"], "warn", "{output}");
+    assert!(decided["reasons"].to_string().contains("no rule matches"), "{output}");
+    let events = used()["events"].as_array().unwrap().clone();
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (&events[0]["option"], &events[0]["digest"]),
+        (&"--danger-allow-refused".into(), &packed.digest().into())
+    );
+    assert!(events[0]["detail"].as_str().unwrap().contains("policy.toml"), "{events:?}");
+    // A log that cannot be written.
+    std::fs::create_dir_all(kitfs.path("log/inner")).unwrap();
+    verify(&packed.digest(), &["--audit-log", kitfs.path("log").to_str().unwrap()]).expect(1).says("audit log");
+    verify("latest", &[]).expect(2).says("--danger-allow-refused");
+    // Where nothing is refused, nothing is let through.
+    kitfs.run(&["verify", &reference, "--danger-allow-refused", &packed.digest()]).expect(0);
+    assert_eq!(used()["events"].as_array().unwrap().len(), 1);
+    // What is damaged is damaged, whoever lets it through.
+    let layer = packed.layers[0].digest.clone();
+    let blob = kitfs.path("layout/blobs").join(layer.replace(':', "/"));
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    verify(&packed.digest(), &[]).expect(5);
+    if host::can_mount() {
+        let whole = Kit::usual("whole").pack();
+        let reference = Layout::of(kitfs.path("whole"), &whole).reference("v1");
+        let mount = kitfs.mount_with(&reference, &["--policy", &policy, "--danger-allow-refused", &whole.digest()]);
         assert_eq!(mount.status()["policy"], "warn");
         mount.unmount();
     }
