@@ -278,8 +278,14 @@ pub enum TrustedRootTask {
     /// It is kept as STATE_DIR/trusted_root.json and counts from then on in place of the embedded one.
     Update {
         /// Take this file in place of asking the network
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["mirror", "root"])]
         from: Option<PathBuf>,
+        /// Ask this TUF repository in place of the public one
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
+        /// Trust this TUF root to begin with, in place of the public one: what `cosign initialize --root` takes
+        #[arg(long, value_name = "FILE")]
+        root: Option<PathBuf>,
     },
 }
 

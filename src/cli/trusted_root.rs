@@ -44,12 +44,13 @@ pub fn in_use(config: &Config, given: Option<&Path>) -> Result<TrustedRoot, Erro
 pub fn run(config: &Config, task: TrustedRootTask) -> Result<(), Error> {
     let root = match task {
         TrustedRootTask::Show { trusted_root } => in_use(config, trusted_root.as_deref())?,
-        TrustedRootTask::Update { from: Some(path) } => {
+        TrustedRootTask::Update { from: Some(path), .. } => {
             TrustedRoot::from_file(&path)?.install(&config.folders.installed_root())?
         }
-        TrustedRootTask::Update { from: None } => {
+        TrustedRootTask::Update { from: None, mirror, root } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
-            let fetched = runtime.block_on(TrustedRoot::fetch(config.source.timeout))?;
+            let fetching = TrustedRoot::fetch(mirror.as_deref(), root.as_deref(), config.source.timeout);
+            let fetched = runtime.block_on(fetching)?;
             fetched.install(&config.folders.installed_root())?
         }
     };

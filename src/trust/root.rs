@@ -4,7 +4,9 @@
 //! replaces it (`trusted_root.json`; sigstore protobuf-specs, "sigstore_trustroot.proto"). Nobody is
 //! called for either; only [`TrustedRoot::fetch`] asks the public instance, when somebody says so.
 
+use std::fs::File;
 use std::io;
+use std::io::Read;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sigstore_trust_root::SigstoreInstance;
+use sigstore_trust_root::TufBootstrap;
 use sigstore_trust_root::TufConfig;
 use sigstore_types::TimeRange;
 use sigstore_verify::Verifier;
@@ -54,14 +57,11 @@ impl TrustedRoot {
 
     /// A root from a file.
     pub fn from_file(path: &Path) -> Result<Self, InvalidRoot> {
-        let unreadable = |source| InvalidRoot::Unreadable { path: path.to_owned(), source };
-        let len = std::fs::metadata(path).map_err(unreadable)?.len();
-        if len > LIMIT {
-            let why = format!("it has {len} bytes, and at most {LIMIT} are read");
-            return Err(InvalidRoot::Malformed { origin: Origin::File(path.to_owned()), why });
+        let origin = Origin::File(path.to_owned());
+        match String::from_utf8(read_limited(path)?) {
+            Ok(text) => Self::read(text, origin),
+            Err(error) => Err(InvalidRoot::Malformed { origin, why: error.to_string() }),
         }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        Self::read(text, Origin::File(path.to_owned()))
     }
 
     /// The root that counts where nobody gives one: the file that an update left, else the embedded one.
@@ -72,9 +72,16 @@ impl TrustedRoot {
         }
     }
 
-    /// Fetches the root of the public-good instance over TUF, which checks it against the keys that come with the program.
-    pub async fn fetch(within: Duration) -> Result<Self, UpdateError> {
-        let config = TufConfig::production().without_cache();
+    /// Fetches a root over TUF, which checks it against the keys of a first TUF root: that of the public-good
+    /// instance comes with the program, and `first` replaces it. `mirror` is asked in place of that instance.
+    pub async fn fetch(mirror: Option<&str>, first: Option<&Path>, within: Duration) -> Result<Self, UpdateError> {
+        let public = SigstoreInstance::PublicGood;
+        let first = match first {
+            Some(path) => read_limited(path)?,
+            None => public.tuf_root().to_vec(),
+        };
+        let config =
+            TufConfig::custom(mirror.unwrap_or(public.tuf_url()), TufBootstrap::trusted(first)).without_cache();
         let fetched = sigstore_trust_root::TrustedRoot::from_tuf(config);
         let fetched = tokio::time::timeout(within, fetched).await.map_err(|_| UpdateError::Late(within))?;
         let text = fetched.and_then(|root| Ok(serde_json::to_string_pretty(&root)?)).map_err(UpdateError::Fetch)?;
@@ -147,6 +154,17 @@ impl TrustedRoot {
     pub(super) fn parts(&self) -> &sigstore_trust_root::TrustedRoot {
         &self.0.parts
     }
+}
+
+fn read_limited(path: &Path) -> Result<Vec<u8>, InvalidRoot> {
+    let unreadable = |source| InvalidRoot::Unreadable { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if bytes.len() as u64 > LIMIT {
+        let why = format!("it has more than {LIMIT} bytes");
+        return Err(InvalidRoot::Malformed { origin: Origin::File(path.to_owned()), why });
+    }
+    Ok(bytes)
 }
 
 impl std::fmt::Debug for TrustedRoot {

@@ -34,3 +34,4 @@ mod sample;
 mod signed;
 mod source;
 mod trust;
+mod trusted_root;

@@ -226,16 +226,16 @@ fn extensions_of_a_certificate_can_be_read() {
 }
 
 /// A registry that answers as it is told to, one request a connection, and says what it was asked.
-struct Script {
-    host: String,
+pub struct Script {
+    pub host: String,
     asked: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
 }
 
 /// Status, further headers, body.
-type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
+pub type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
 
 impl Script {
-    fn run(answer: impl Fn(&str) -> Answer + Send + 'static) -> Self {
+    pub fn run(answer: impl Fn(&str) -> Answer + Send + 'static) -> Self {
         use std::io::{BufRead as _, BufReader, Write as _};
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
