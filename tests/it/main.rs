@@ -33,5 +33,6 @@ mod privacy;
 mod sample;
 mod signed;
 mod source;
+mod tampering;
 mod trust;
 mod trusted_root;

@@ -5,6 +5,7 @@ pub mod host;
 pub mod kit;
 pub mod kitfs;
 pub mod mount;
+pub mod random;
 pub mod registry;
 pub mod shared;
 pub mod tree;
