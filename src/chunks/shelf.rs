@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
+use rustix::process::{Resource, getrlimit};
 
 use crate::audit::Event;
 use crate::buffers::BUFFER;
@@ -28,8 +29,8 @@ use crate::verity::FileTree;
 use crate::verity::UNIT;
 use crate::verity::VerityDigest;
 
-/// Objects that stay open between two reads.
-const OPEN_OBJECTS: NonZeroUsize = NonZeroUsize::new(256).expect("is not zero");
+/// Objects that stay open between two reads, where this process may open so many files.
+const OPEN_OBJECTS: usize = 256;
 
 /// How long the disk is left alone after it took nothing: it is full, read-only or gone.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
@@ -44,6 +45,13 @@ pub(super) struct Shelf {
     disk_failed: Mutex<Option<Instant>>,
 }
 
+/// At most a quarter of the files that this process may open: sources and the store need some too.
+fn open_objects() -> NonZeroUsize {
+    let may_open = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let quarter = usize::try_from(may_open / 4).unwrap_or(usize::MAX);
+    NonZeroUsize::new(quarter.min(OPEN_OBJECTS)).unwrap_or(NonZeroUsize::MIN)
+}
+
 #[derive(Clone, Debug)]
 enum Object {
     Whole(Arc<Witness>),
@@ -54,7 +62,7 @@ impl Shelf {
     pub(super) fn new(workshop: Arc<Workshop>) -> Self {
         let places = (workshop.memory / 4 / BUFFER as u64).max(u64::from(LEAST_PLACES));
         let warm = Warm::new(u32::try_from(places).unwrap_or(u32::MAX / 2));
-        Self { workshop, warm, open: Mutex::new(LruCache::new(OPEN_OBJECTS)), disk_failed: Mutex::default() }
+        Self { workshop, warm, open: Mutex::new(LruCache::new(open_objects())), disk_failed: Mutex::default() }
     }
 
     /// The bytes of `range`, at most a buffer, if nothing but memory and the local disk is needed.

@@ -53,6 +53,9 @@ use crate::config::Environment;
 use crate::config::Output;
 use crate::mounts;
 
+/// Bytes of the stack that a command runs on, as many as the first thread of a program usually may have.
+const COMMAND_STACK: usize = 8 << 20;
+
 /// Runs the command line, program name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<_> = arguments.into_iter().collect();
@@ -89,14 +92,22 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
         Task::Cache(task) => cache::run(&Kits::open(config)?, task),
         Task::Policy(PolicyTask::Check { file }) => policy::check(&file, config.output),
         Task::Audit(task) => audit::run(&config, task),
-        task => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;
-            let result = runtime.block_on(with_kits(config, task));
-            // What is still being fetched is nobody's any more.
-            runtime.shutdown_background();
-            result
-        }
+        // The first thread's stack grows as it is used, and where memory is limited that ends in a crash. This one is
+        // whole from the start, or there is an error.
+        task => std::thread::scope(|threads| {
+            let command = std::thread::Builder::new().stack_size(COMMAND_STACK);
+            let command = command.spawn_scoped(threads, || run_to_end(config, task)).map_err(Error::Start)?;
+            command.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        }),
     }
+}
+
+fn run_to_end(config: Config, task: Task) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;
+    let result = runtime.block_on(with_kits(config, task));
+    // What is still being fetched is nobody's any more.
+    runtime.shutdown_background();
+    result
 }
 
 async fn with_kits(config: Config, task: Task) -> Result<(), Error> {
