@@ -103,7 +103,7 @@ impl Model {
                 let (path, expected) = name.get(&names);
                 let listed = std::fs::read_dir(root.join(path)).expect("readdir").map(|entry| entry.expect("an entry"));
                 let listed: Vec<_> = listed.map(|entry| entry.file_name().into_string().expect("our names")).collect();
-                let set: BTreeSet<_> = listed.iter().cloned().filter(|name| name != "Kitfile").collect();
+                let set: BTreeSet<_> = listed.iter().filter(|name| *name != "Kitfile").cloned().collect();
                 prop_assert!(set == **expected && listed.len() - set.len() <= 1, "{path}: {listed:?}");
             }
             Operation::Attribute { file } => {
@@ -147,7 +147,7 @@ fn a_mount_answers_as_its_model() {
     let kitfs = Kitfs::new();
     for packing in [Packing::Tar(Compression::None), Packing::Tar(Compression::Gzip)] {
         let sizes = [0, 1, 4095, 4096, 4097, 524_287, 524_288, 524_289, 1_500_000];
-        let path = |n: usize| format!("model/{}/{n}.bin", if n % 2 == 0 { "even" } else { "odd/deep" });
+        let path = |n: usize| format!("model/{}/{n}.bin", if n.is_multiple_of(2) { "even" } else { "odd/deep" });
         let files: BTreeMap<_, _> = sizes.iter().enumerate().map(|(n, len)| (path(n), noise(n as u64, *len))).collect();
         let entries: Vec<_> = files.iter().map(|(path, bytes)| file(path, bytes.clone())).collect();
         let kit = Kit::named("model").packing(packing).with(Base::Model, "model", entries).pack();

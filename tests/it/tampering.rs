@@ -82,7 +82,7 @@ fn kit(seed: u64) -> Packed {
         )
         .with(Base::Docs, "README.md", [file("README.md", noise(seed + 2, 100))])
         .with(Base::Code, "src", [file("src/x.py", noise(seed + 3, 40)), file("src/y.py", noise(3, 4097))]);
-    if seed % 2 == 0 { base.pack() } else { base.packing(Packing::Tar(Compression::Gzip)).pack() }
+    if seed.is_multiple_of(2) { base.pack() } else { base.packing(Packing::Tar(Compression::Gzip)).pack() }
 }
 
 impl Bench {
