@@ -103,6 +103,7 @@ fn the_order_is_the_documented_one() {
         "verity",
         "reference",
         "digest",
+        "sha256",
     ];
     let modules = modules();
     for module in &modules {

@@ -13,8 +13,8 @@ mod tidy;
 
 mod audit;
 mod bad_usage;
-mod damage;
 mod crashes;
+mod damage;
 mod demo;
 mod dependencies;
 mod docker;
@@ -25,14 +25,13 @@ mod lazy;
 mod limits;
 mod many_files;
 mod models;
-
 mod mount_cli;
 mod own_kits;
 mod parents;
 mod passthrough;
 mod policy;
-mod readers;
 mod privacy;
+mod readers;
 mod reference_model;
 mod sample;
 mod signed;

@@ -18,7 +18,7 @@ use kitfs::kit::tree::{Inode, NodeKind};
 use kitfs::layers::{Metadata, Prefetch, Workshop};
 use kitfs::policy::Policies;
 use kitfs::reference::Reference;
-use kitfs::resolve::{Freshness, Kit as Resolved, Query, Signatures};
+use kitfs::resolve::{Documents, Freshness, Kit as Resolved, Query, Signatures};
 use kitfs::source;
 use kitfs::trust::Limits;
 
@@ -144,6 +144,7 @@ impl Bench {
             policies: &policies,
             limits: &limits,
             signatures: Signatures::Needed,
+            documents: Documents::Kept,
         };
         let workshop = self.workshop();
         let opening = async {
