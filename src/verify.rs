@@ -410,10 +410,15 @@ impl Witness {
         Ok(*watch)
     }
 
-    /// If the file was touched nothing is proved any more, and proofs count from now.
+    /// If the file was touched nothing is proved any more, and proofs count from now. Unless it was sealed
+    /// by the digest that it is proved against: then the kernel lets nobody write to it.
     fn compare(&self, watch: &mut Watch) -> io::Result<()> {
         let now = Stamp::of(&self.file)?;
-        if now != watch.stamp {
+        let is_sealed = || verity::measured(self.file.as_fd()).is_ok_and(|digest| digest == self.tree.verity);
+        if now != watch.stamp && is_sealed() {
+            self.proved.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+            watch.stamp = now;
+        } else if now != watch.stamp {
             self.proved.iter().for_each(|word| word.store(0, Ordering::Release));
             *watch = Watch { stamp: now, touched: watch.touched + 1 };
         }

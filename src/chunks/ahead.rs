@@ -127,8 +127,7 @@ impl Ahead {
             if next.is_empty() {
                 continue;
             }
-            let missing = units(&next).filter(|unit| !self.fetches.shelf.has(tree, *unit));
-            let parts = missing.map(|unit| part(tree, offset, unit));
+            let parts = missing(&self.fetches, file.layer, tree, offset, units(&next));
             known.ahead.extend(self.fetches.of(file.layer, parts, Purpose::Ahead, SEGMENT));
         }
     }
@@ -226,6 +225,25 @@ async fn fetch_in_order(
     for flight in flights {
         flight.settled().await;
     }
+}
+
+/// Those of the units of a file that are not at hand, and what comes with them at no further cost.
+pub(super) fn missing<'t>(
+    fetches: &'t Fetches,
+    layer: &Layer,
+    tree: &'t Verified<FileTree>,
+    offset: u64,
+    units: Range<u64>,
+) -> impl Iterator<Item = Part> + 't {
+    let content = offset + tree.unit_range(units.start).start..offset + tree.unit_range(units.end - 1).end;
+    let around = layer.around(&content);
+    // Only units that lie there whole.
+    let first = around.start.saturating_sub(offset).div_ceil(UNIT).min(units.start);
+    let last = match around.end.saturating_sub(offset) {
+        end if end >= tree.size => verity::unit_count(tree.size),
+        end => (end / UNIT).max(units.end),
+    };
+    (first..last).filter(move |unit| !fetches.shelf.has(tree, *unit)).map(move |unit| part(tree, offset, unit))
 }
 
 /// A unit of a file that begins at `offset` of the uncompressed layer.

@@ -191,7 +191,7 @@ impl Fetches {
                 let place = places.get((start / BUFFER as u64) as usize).or(places.last());
                 let bytes = Unverified::cut(&pieces, &(start..part.content.end - span.start));
                 let (Some(bytes), Some(place)) = (bytes, place) else { return Err(fetches.too_short(&layer)) };
-                let kept = fetches.shelf.keep(&part.tree, part.unit, bytes, Arc::clone(place));
+                let kept = fetches.shelf.keep(&layer, &part.tree, part.unit, bytes, Arc::clone(place));
                 kept.map_err(|mismatch| fetches.tell(&layer, mismatch))
             };
             parts.iter().map(|part| (part.key(), keep(part).map_err(Arc::new))).collect()

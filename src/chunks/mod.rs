@@ -32,6 +32,7 @@ use crate::fault::Fault;
 use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::layers::Workshop;
+use crate::source::SourceError;
 use crate::verify::UnitMismatch;
 use crate::verify::Verified;
 use crate::verify::Witness;
@@ -125,10 +126,7 @@ impl Chunks {
             }
             let parts = match tree.size {
                 0..=UNIT => self.ahead.group(layer, &index, file.entry),
-                _ => units(range)
-                    .filter(|unit| !self.fetches.shelf.has(&tree, *unit))
-                    .map(|unit| ahead::part(&tree, offset, unit))
-                    .collect(),
+                _ => ahead::missing(&self.fetches, layer, &tree, offset, units(range)).collect(),
             };
             let flights = self.fetches.of(layer, parts, Purpose::Demand, u64::from(u32::MAX));
             let mut landed = Landing::new();
@@ -184,6 +182,8 @@ impl Chunks {
                 Some(Ok(bytes)) => {
                     Some(bytes.slice((part.start - place.start) as usize..(part.end - place.start) as usize))
                 }
+                // Then the layer is had in another way.
+                Some(Err(error)) if error.is_of_ranges() => None,
                 Some(Err(error)) => return Err(Arc::clone(error)),
                 None => self.fetches.shelf.read(layer, tree, &part),
             };
@@ -223,6 +223,12 @@ pub enum ChunkError {
 }
 
 impl ChunkError {
+    /// Whether it is only that the source does not serve ranges.
+    fn is_of_ranges(&self) -> bool {
+        let Self::Layer(error) = self else { return false };
+        matches!(**error, LayerError::Source { source: SourceError::NoRanges(_), .. })
+    }
+
     /// What kind of failure this is.
     pub fn fault(&self) -> Fault {
         match self {

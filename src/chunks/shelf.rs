@@ -35,6 +35,9 @@ const OPEN_OBJECTS: usize = 256;
 /// How long the disk is left alone after it took nothing: it is full, read-only or gone.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
 
+/// How long a new object is left alone before it is brought to the disk and sealed.
+const SETTLING: Duration = Duration::from_secs(5);
+
 /// What is at hand.
 #[derive(Debug)]
 pub(super) struct Shelf {
@@ -115,6 +118,7 @@ impl Shelf {
     /// case.
     pub(super) fn keep(
         &self,
+        layer: &Layer,
         tree: &Verified<FileTree>,
         unit: u64,
         bytes: Unverified,
@@ -133,10 +137,12 @@ impl Shelf {
                 (bytes, kept.map(|()| None))
             }
         };
-        self.workshop.ledger.add_verified(bytes.len() as u64);
         match kept {
-            Ok(Some(partial)) => self.finish(tree, &partial),
-            Ok(None) => {}
+            Ok(partial) => {
+                layer.note_here(bytes.len() as u64);
+                self.workshop.store.note_added(bytes.len() as u64);
+                partial.iter().for_each(|partial| self.finish(tree, partial));
+            }
             Err(error) => self.tell_disk(&error),
         }
         self.warm.keep((tree.verity, unit), bytes.clone(), place);
@@ -156,7 +162,7 @@ impl Shelf {
 
     /// Whether proved layers and units are kept at all, just now.
     pub(super) fn disk_rests(&self) -> bool {
-        self.disk_failed().is_some_and(|when| when.elapsed() < DISK_PAUSE)
+        !self.workshop.store.has_room() || self.disk_failed().is_some_and(|when| when.elapsed() < DISK_PAUSE)
     }
 
     fn finish(&self, tree: &Verified<FileTree>, partial: &Partial) {
@@ -164,9 +170,15 @@ impl Shelf {
             Ok(true) => {
                 self.lock().pop(&tree.verity);
                 let (store, tree) = (Arc::clone(&self.workshop.store), tree.clone());
-                std::thread::spawn(move || store.settle(&tree));
+                std::thread::spawn(move || {
+                    // Until then readers may have it open for writing.
+                    std::thread::sleep(SETTLING);
+                    store.settle(&tree)
+                });
             }
             Ok(false) => {}
+            // Evicted, or another process was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => drop(self.lock().pop(&tree.verity)),
             Err(error) => self.tell_disk(&error),
         }
     }
@@ -177,7 +189,10 @@ impl Shelf {
         }
         let store = &self.workshop.store;
         let object = match store.object(tree) {
-            Some(witness) => Object::Whole(Arc::new(witness)),
+            Some(witness) => {
+                store.touch_object(&tree.verity);
+                Object::Whole(Arc::new(witness))
+            }
             None if store.has_partial(&tree.verity) => Object::Growing(Arc::new(store.partial(tree).ok()?)),
             None => return None,
         };
@@ -226,6 +241,7 @@ impl Shelf {
             let mut trouble = Trouble::new(TroubleKind::Store, error);
             trouble.message = format!("the store keeps nothing now, and files are verified in memory: {error}");
             self.workshop.ledger.report(trouble);
+            self.workshop.store.look();
         }
     }
 

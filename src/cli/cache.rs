@@ -31,6 +31,7 @@ fn info(kits: &Kits) -> Result<(), Error> {
     let document = CacheInfo {
         bytes: usage.bytes,
         objects: usage.objects,
+        partial: usage.partial,
         limit: kits.cache_limit().map_err(Error::Look)?,
         pinned: usage.pinned,
         fs_verity: doctor::can_seal(store.root()),
@@ -40,6 +41,7 @@ fn info(kits: &Kits) -> Result<(), Error> {
         Output::Text => print::text(|out| {
             writeln!(out, "folder     {}", store.root().display())?;
             writeln!(out, "holds      {} in {} files", print::size(document.bytes), document.objects)?;
+            writeln!(out, "partial    {} files", document.partial)?;
             writeln!(out, "limit      {}", print::size(document.limit))?;
             writeln!(out, "in use     {}", print::size(document.pinned))?;
             writeln!(out, "fs-verity  {}", if document.fs_verity { "yes" } else { "no" })

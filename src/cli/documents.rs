@@ -315,22 +315,6 @@ pub struct Unmounted {
     pub used_by: Vec<u32>,
 }
 
-/// What `upgrade` prints.
-#[derive(Debug, Serialize)]
-pub struct UpgradeList {
-    /// The mounts, by directory.
-    pub mounts: Vec<Upgrade>,
-}
-
-/// One mount, as `upgrade` leaves it.
-#[derive(Debug, Serialize)]
-pub struct Upgrade {
-    /// Where it is mounted.
-    pub directory: String,
-    /// Why it is served by the program that it was.
-    pub error: Option<String>,
-}
-
 /// What `status` prints.
 #[derive(Debug, Serialize)]
 pub struct MountList {
@@ -360,6 +344,8 @@ pub struct CacheInfo {
     pub bytes: u64,
     /// File contents in it.
     pub objects: u64,
+    /// File contents in progress.
+    pub partial: u64,
     /// Bytes that it may take.
     pub limit: u64,
     /// Bytes that mounts use now and eviction leaves alone.
@@ -380,7 +366,7 @@ pub struct CacheList {
 pub struct CachedLayer {
     /// Its digest.
     pub digest: Digest,
-    /// Bytes of the files in it.
+    /// Bytes of its files that are here.
     pub bytes: u64,
     /// Files in it.
     pub files: u64,

@@ -91,8 +91,6 @@ impl From<&Error> for Exit {
             | Error::Trial { .. }
             | Error::Interrupted
             | Error::Output(_)
-            | Error::CannotUpgrade(_)
-            | Error::Upgrade { .. }
             | Error::Stay(_)
             | Error::Start(_) => Self::Failure,
             Error::Bundle { .. } => Self::Refused,

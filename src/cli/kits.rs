@@ -52,6 +52,9 @@ impl Kits {
             config.audit.clone(),
         )?;
         let policies = Policies::load(&config.policy)?;
+        if let Ok(limit) = cache_limit(config.cache_size, workshop.store.root()) {
+            workshop.store.set_limit(limit);
+        }
         Ok(Self { config, workshop, policies })
     }
 

@@ -292,14 +292,12 @@ fn summary(fs: &KitFs) -> Option<Summary> {
 
 /// Keeps the store within its limit, off the way to the mount.
 fn evict_in_background(request: &MountRequest, fs: &KitFs) {
-    let store = Arc::clone(&fs.workshop().store);
-    let limit = request.cache_size;
-    std::thread::spawn(move || {
-        let pruned = kits::cache_limit(limit, store.root()).and_then(|limit| store.keep_within(limit));
-        if let Err(error) = pruned {
-            tracing::warn!(%error, "cannot keep the store within its limit");
-        }
-    });
+    let store = &fs.workshop().store;
+    match kits::cache_limit(request.cache_size, store.root()) {
+        Ok(limit) => store.set_limit(limit),
+        Err(error) => tracing::warn!(%error, "cannot tell how much the store may take"),
+    }
+    store.look();
 }
 
 fn read_handover(mut tree: File) -> std::io::Result<Handover> {

@@ -236,7 +236,7 @@ fn tell(workshop: &Workshop, link: &Link, descriptor: &Descriptor, outcome: &Res
 
 /// Proves a layer into the store, and what the store had of it before.
 async fn keep(layer: &Arc<Layer>, workshop: &Arc<Workshop>) -> Result<(), Arc<LayerError>> {
-    let Some(index) = layer.proved() else { return layer.prove().await.map(drop) };
+    let Some(index) = layer.proved() else { return kept(layer, layer.prove().await) };
     let (store, buffers) = (Arc::clone(&workshop.store), workshop.buffers.clone());
     let proving = tokio::task::spawn_blocking(move || {
         let mut entries = 0..index.entries().len() as u32;
@@ -247,7 +247,19 @@ async fn keep(layer: &Arc<Layer>, workshop: &Arc<Workshop>) -> Result<(), Arc<La
     });
     match proving.await {
         Ok(true) => Ok(()),
-        Ok(false) | Err(_) => layer.prove_again().await.map(drop),
+        Ok(false) | Err(_) => kept(layer, layer.prove_again().await),
+    }
+}
+
+/// A proof that left nothing in the store is none for who wants to read the kit without its source.
+fn kept<T>(layer: &Layer, proved: Result<T, Arc<LayerError>>) -> Result<(), Arc<LayerError>> {
+    proved?;
+    match layer.unkept() {
+        None => Ok(()),
+        Some(why) => {
+            let source = io::Error::new(why.kind(), why.to_string());
+            Err(Arc::new(LayerError::Store { layer: *layer.digest(), source }))
+        }
     }
 }
 

@@ -40,6 +40,17 @@ impl Layer {
         let _admitted_before = self.admission.admitted.set(Arc::new(index));
         self.proved().map_or(Ok(()), |proved| self.admission.agree(&proved))
     }
+
+    /// Lets the store know what the admitted index names, which is pinned with the layer.
+    pub(super) fn keep_names(&self) {
+        let Some(index) = self.admission.index() else { return };
+        let store = Arc::clone(&self.workshop.store);
+        std::thread::spawn(move || {
+            if let Err(error) = store.keep_names(&index) {
+                tracing::warn!(%error, "what is mounted by an index may be evicted");
+            }
+        });
+    }
 }
 
 impl Admission {

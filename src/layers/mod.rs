@@ -9,15 +9,19 @@
 mod admission;
 mod download;
 mod failure;
+mod keeping;
 mod lister;
 mod span;
 mod splitter;
+mod tally;
 
 pub use failure::LayerError;
 pub use splitter::SplitError;
 
+use std::io;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -42,6 +46,7 @@ use crate::layers::admission::Admission;
 use crate::layers::download::Piece;
 use crate::layers::splitter::Split;
 use crate::layers::splitter::Target;
+use crate::layers::tally::Tally;
 use crate::ledger::Ledger;
 use crate::source::Meter;
 use crate::source::Source;
@@ -67,10 +72,6 @@ const LEAST_BUFFERS: usize = 8;
 
 /// How much longer than promised a blob may be and still be read, to tell what it is.
 const SURPLUS: u64 = 64 * 1024 * 1024;
-
-/// How long new files stay in memory alone. Whoever waited for them reads them now, and the disk would be in
-/// the way; until they are on it, all they have to fear is a power cut, which costs another proof.
-const SETTLING: Duration = Duration::from_secs(5);
 
 /// Pieces that may wait for the splitter, and for the check of a compressed layer.
 const QUEUE: usize = 8;
@@ -163,6 +164,11 @@ pub struct Layer {
     admission: Admission,
     /// Counts what comes from `source`.
     meter: Meter,
+    /// Whether the source has ignored a range.
+    is_without_ranges: AtomicBool,
+    /// Since when, and why, the store does not keep it.
+    unkept: Mutex<Option<(Instant, Arc<io::Error>)>>,
+    tally: Tally,
     phase: watch::Sender<Phase>,
     pin: OnceLock<Lock>,
 }
@@ -181,7 +187,6 @@ impl Layer {
         let phase = match kept_index(&workshop.store, &spec) {
             Some(index) => {
                 workshop.store.touch(&spec.descriptor.digest, spec.reading());
-                workshop.ledger.add_verified(spec.descriptor.size);
                 Phase::Proved(Arc::new(index))
             }
             None => Phase::Idle,
@@ -197,6 +202,9 @@ impl Layer {
             listed: OnceLock::new(),
             admission: Admission::default(),
             meter,
+            is_without_ranges: AtomicBool::new(false),
+            unkept: Mutex::default(),
+            tally: Tally::default(),
             phase,
             pin: OnceLock::new(),
         })
@@ -207,11 +215,13 @@ impl Layer {
         &self.spec.descriptor.digest
     }
 
-    /// Keeps the layer in the store for as long as this value lives.
-    pub fn pin(&self) {
+    /// Keeps what the store has of the layer for as long as this value lives, and counts it.
+    pub fn pin(self: &Arc<Self>) {
         if let Ok(lock) = self.workshop.store.pin(self.digest()) {
             let _pinned_before = self.pin.set(lock);
         }
+        self.keep_names();
+        self.count_here();
     }
 
     /// What is known of the layer, file by file: by its own proof, else by an index that was admitted.
@@ -342,9 +352,7 @@ impl Layer {
             let result = if again { layer.fetch_and_keep().await } else { layer.prove_once().await };
             let next = match result {
                 Ok(index) => {
-                    if !again {
-                        layer.workshop.ledger.add_verified(layer.spec.descriptor.size);
-                    }
+                    layer.note_whole();
                     Phase::Proved(Arc::new(index))
                 }
                 Err(error) => {
@@ -396,29 +404,6 @@ impl Layer {
             return self.agree(index);
         }
         self.fetch_and_keep().await
-    }
-
-    async fn fetch_and_keep(&self) -> Result<Verified<Index>, LayerError> {
-        let layer = *self.digest();
-        let staging = self.workshop.store.staging(&layer).map_err(|source| LayerError::Store { layer, source })?;
-        let (proof, index, target) = self.pass(Target::Store(staging)).await?;
-        let shown = self.shown(&index);
-        let store = Arc::clone(&self.workshop.store);
-        let committed = tokio::task::spawn_blocking(move || {
-            let Target::Store(staging) = target else { return Ok(proof.covers(index)) };
-            let index = staging.commit(&proof, index)?;
-            let large_files = index.clone();
-            std::thread::spawn(move || {
-                std::thread::sleep(SETTLING);
-                store.make_durable(&large_files)
-            });
-            Ok(index)
-        });
-        // A layer whose files contradict each other is kept all the same: it is proved, and proving it
-        // again would not make it better.
-        shown?;
-        let index = committed.await.map_err(|_| LayerError::Stopped { layer })?;
-        self.agree(index.map_err(|source| LayerError::Store { layer, source })?)
     }
 
     /// Fetches every byte of the layer and proves it, keeping nothing.

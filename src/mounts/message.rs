@@ -4,17 +4,14 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mounts::estate::Estate;
 use crate::mounts::request::{MountFailure, MountRequest, Progress, Snapshot, Summary};
 use crate::mounts::status::Status;
 
-/// From `kitfs mount` to the holder, or from whoever held its mount before.
+/// From `kitfs mount` to the holder.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromCaller {
     /// Mount this.
     Mount(Box<Order>),
-    /// Hold this, which is mounted and served. Comes with connection, tree and table.
-    Adopt(Box<Estate>),
 }
 
 /// What the holder is asked to do.
@@ -51,8 +48,6 @@ pub(super) enum ToWorker {
     Serve {
         /// Whether it does.
         passthrough: bool,
-        /// What to leave to a new holder if this one dies.
-        estate: Box<Estate>,
     },
     /// Somebody wanted to write to these backing files.
     Touched(Vec<u32>),
@@ -119,8 +114,6 @@ pub(super) enum Query {
     Identity,
     /// How the mount is. Answered by the worker, or in its place.
     Status,
-    /// Move the mount to the program that comes with this.
-    Upgrade,
 }
 
 /// The holder's answer.
@@ -130,8 +123,6 @@ pub(super) enum Answer {
     Identity(Box<Identity>),
     /// To [`Query::Status`].
     Status(Box<Status>),
-    /// To [`Query::Upgrade`]: it has begun.
-    Upgrading,
     /// There is no mount yet.
     Preparing,
 }

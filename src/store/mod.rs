@@ -11,6 +11,8 @@
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
 //!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
 //!                                  read (`tar+gzip`); its mtime is its last use
+//!       named/<the same>           the sealed index of a layer that a mount was admitted with: it says what
+//!                                  may not be evicted, and is never read as an index
 //!       material/<hex>             sealed: what lay beside a manifest; named by the SHA-256 of its reference
 //!       objects/ab/<hex>           contents of files, by their fs-verity digest, 0400
 //!       partial/ab/<hex>           such a file in progress: sparse, written unit by unit, 0600
@@ -26,15 +28,19 @@
 //! any of them costs a fetch.
 
 mod access;
+mod eviction;
 mod lock;
 mod material;
 mod objects;
 mod partial;
+mod sealing;
 mod staging;
 mod usage;
 
+pub use eviction::Budget;
 pub use lock::{Fetching, Lock, RangeLock};
 pub use partial::Partial;
+pub use sealing::probe_sealing;
 pub use staging::{Staged, Staging};
 pub use usage::{BadObject, KeptLayer, Usage, Verification};
 
@@ -65,6 +71,7 @@ const METADATA_LIMIT: u64 = 1 << 30;
 pub struct Store {
     root: PathBuf,
     key: LocalKey,
+    budget: Budget,
     /// Tells this start of the machine from the others.
     boot: String,
 }
@@ -74,14 +81,15 @@ impl Store {
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
         let root = root.join(FORMAT);
-        for folder in
-            ["access", "blobs", "layers", "material", "objects", "partial", "records", "tags", "staging", "locks"]
-        {
+        for folder in [
+            "access", "blobs", "layers", "named", "material", "objects", "partial", "records", "tags", "staging",
+            "locks",
+        ] {
             let path = root.join(folder);
             make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Ok(Self { root, key, boot: boot.trim().into() })
+        Ok(Self { root, key, budget: Budget::default(), boot: boot.trim().into() })
     }
 
     /// The folder of the store.
@@ -110,6 +118,13 @@ impl Store {
         let sealed = Unverified::new(read_whole(&self.root.join("layers").join(name)).ok()?);
         let index = sealed.unseal(&self.key, &format!("index {name}")).ok()?.parse::<Index>().ok()?;
         (index_name(index.layer(), index.reading()) == name).then_some(index)
+    }
+
+    /// Keeps the index of a layer that was proved, where its files cannot be kept.
+    pub fn keep_index(&self, index: &Verified<Index>) -> io::Result<()> {
+        let name = index_name(index.layer(), index.reading());
+        let sealed = self.key.seal(&index.encode(), &format!("index {name}"));
+        write_whole(&self.root.join("layers").join(name), &sealed)
     }
 
     /// Notes that a layer is in use now: what was used last is evicted last.

@@ -148,6 +148,17 @@ impl Partial {
         }
     }
 
+    /// Proves every unit that has been written, and forgets those that are not what they should be.
+    pub(super) fn verify(&self, buffers: &Buffers) -> Vec<WitnessError> {
+        let units = 0..verity::unit_count(self.witness.tree().size);
+        let check = |unit| {
+            let error = self.witness.ensure(unit, buffers).err()?;
+            self.forget(unit);
+            Some(error)
+        };
+        units.filter(|unit| self.has(*unit)).filter_map(check).collect()
+    }
+
     /// Turns a complete file into an object, after proof of what this process has not proved. Returns
     /// whether it is one now: a unit that was not what it should be is missing again. To be called once
     /// nobody reads from it here any more or with readers that keep it; it is written no more after this.

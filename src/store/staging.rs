@@ -14,13 +14,12 @@ use crate::kit::index::Index;
 use crate::store::Store;
 use crate::store::beside;
 use crate::store::file_name;
-use crate::store::index_name;
 use crate::store::make_folder;
 use crate::store::objects::Durability;
 use crate::store::objects::has_record;
 use crate::store::objects::sync_object;
 use crate::store::open_file;
-use crate::store::write_whole;
+use crate::store::sealing::seal;
 use crate::verify::LayerProof;
 use crate::verify::Stamp;
 use crate::verify::Verified;
@@ -83,9 +82,8 @@ impl Staging {
             }
         }
         let index = proof.covers(index);
-        let name = index_name(index.layer(), index.reading());
-        let sealed = self.store.key.seal(&index.encode(), &format!("index {name}"));
-        write_whole(&self.store.root.join("layers").join(name), &sealed)?;
+        self.store.keep_index(&index)?;
+        self.store.note_added(index.trees().map(|tree| tree.size).sum());
         drop(adding);
         Ok(index)
     }
@@ -110,10 +108,15 @@ impl Store {
         Ok(())
     }
 
-    /// The same for one object.
+    /// The same for one object. Where the kernel can check it by itself from now on, it will.
     pub fn settle(&self, tree: &Verified<FileTree>) -> io::Result<()> {
         sync_object(&self.object_path(&tree.verity))?;
-        if let Some(stamp) = self.object(tree).and_then(|object| object.whole()) {
+        let Some(object) = self.object(tree).filter(|object| object.whole().is_some()) else { return Ok(()) };
+        let stamp = object.rename(|file| {
+            let _unsealed_where_that_is_not_possible = seal(file);
+            Ok(())
+        })?;
+        if let Some(stamp) = stamp {
             self.keep_record(&tree.verity, &stamp, Durability::OnDisk);
         }
         Ok(())

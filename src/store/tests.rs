@@ -142,7 +142,13 @@ fn eviction_takes_the_oldest_and_leaves_what_is_pinned() {
     let hour = std::time::Duration::from_secs(3600);
     for (age, layer) in [3u32, 2, 1].into_iter().zip(&layers) {
         let used = FileTimes::new().set_modified(SystemTime::now() - hour * age);
-        File::open(store.index_path(layer, RAW)).unwrap().set_times(used).unwrap();
+        let index = store.index(layer, RAW).unwrap();
+        let object = object_file(&store, &index);
+        for path in [&store.index_path(layer, RAW), &object] {
+            File::open(path).unwrap().set_times(used.set_accessed(SystemTime::now() - hour * age)).unwrap();
+        }
+        let record = store.record_path(&index.trees().next().unwrap().verity);
+        File::open(record).unwrap().set_times(used).unwrap();
     }
     let pin = store.pin(&layers[0]).unwrap();
     assert!(store.prune((2 << 20) + (100 << 10)).unwrap() >= 1 << 20);

@@ -1,13 +1,11 @@
-//! How much the store holds, whether it is whole, and what goes when there is too much.
-//!
-//! Layers are evicted, least recently used first, and never one that a mount has pinned; objects go when
-//! no index names them any more. Eviction only unlinks: whoever has a file open keeps it.
+//! How much the store holds, and whether it is whole.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::buffers::Buffers;
 use crate::digest::Digest;
@@ -17,10 +15,6 @@ use crate::store::open_file;
 use crate::verify::Verified;
 use crate::verify::WitnessError;
 use crate::verity::FileTree;
-use crate::verity::VerityDigest;
-
-/// A staging area that nobody wrote to for this long was left by a crash.
-const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What the store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +23,8 @@ pub struct Usage {
     pub bytes: u64,
     /// Objects.
     pub objects: u64,
+    /// Objects in progress.
+    pub partial: u64,
     /// Bytes of the layers that mounts have pinned.
     pub pinned: u64,
 }
@@ -40,7 +36,7 @@ pub struct KeptLayer {
     pub digest: Digest,
     /// How it was read.
     pub reading: Reading,
-    /// Bytes in its files.
+    /// Bytes of its files that are here.
     pub bytes: u64,
     /// Files in it.
     pub files: u64,
@@ -72,10 +68,13 @@ impl Store {
     /// Counts what the store holds, by looking at every file in it.
     pub fn usage(&self) -> io::Result<Usage> {
         let mut usage = Usage::default();
-        for folder in ["access", "blobs", "layers", "material", "objects", "partial", "records", "tags", "staging"] {
-            walk(&self.root.join(folder), &mut |_, metadata| {
+        for folder in
+            ["access", "blobs", "layers", "named", "material", "objects", "partial", "records", "tags", "staging"]
+        {
+            walk(&self.root.join(folder), &mut |path, metadata| {
                 usage.bytes += std::os::unix::fs::MetadataExt::blocks(metadata) * 512;
                 usage.objects += u64::from(folder == "objects");
+                usage.partial += u64::from(folder == "partial" && path.extension().is_none());
             })?;
         }
         usage.pinned = self.layers()?.iter().filter(|layer| layer.pinned).map(|layer| layer.bytes).sum();
@@ -91,7 +90,7 @@ impl Store {
                 digest: *index.layer(),
                 reading: index.reading(),
                 files: index.trees().count() as u64,
-                bytes: index.trees().map(|tree| tree.size).sum(),
+                bytes: index.trees().map(|tree| self.bytes_of(tree)).sum(),
                 used: fs::metadata(&path)?.modified()?,
                 pinned: self.try_lock_unpinned(index.layer())?.is_none(),
             });
@@ -100,8 +99,13 @@ impl Store {
         Ok(layers)
     }
 
+    /// How many bytes of a file the store has.
+    pub fn bytes_of(&self, tree: &FileTree) -> u64 {
+        if self.has_object(&tree.verity) { tree.size } else { self.partial_bytes(tree) }
+    }
+
     /// Proves everything that is kept, and removes what is not what it should be.
-    pub fn verify(&self, buffers: &Buffers) -> io::Result<Verification> {
+    pub fn verify(self: &Arc<Self>, buffers: &Buffers) -> io::Result<Verification> {
         let mut result = Verification::default();
         self.verify_blobs(&mut result)?;
         let mut seen = HashSet::new();
@@ -117,6 +121,7 @@ impl Store {
                 let Some(tree) = index.part(|index| index.tree(entry)) else { continue };
                 if seen.insert(tree.verity) {
                     self.verify_object(&tree, buffers, &mut result);
+                    self.verify_partial(&tree, buffers, &mut result);
                 }
             }
         }
@@ -124,7 +129,7 @@ impl Store {
     }
 
     /// The files of all indexes; what is being written is passed over.
-    fn index_files(&self) -> io::Result<Vec<PathBuf>> {
+    pub(super) fn index_files(&self) -> io::Result<Vec<PathBuf>> {
         let entries = fs::read_dir(self.root.join("layers"))?.map(|entry| Ok(entry?.path()));
         entries.filter(|path| !path.as_ref().is_ok_and(|path| name_of(path).starts_with('.'))).collect()
     }
@@ -166,55 +171,16 @@ impl Store {
         }
     }
 
-    /// Evicts layers if the store holds more than `limit` bytes.
-    pub fn keep_within(&self, limit: u64) -> io::Result<()> {
-        if self.usage()?.bytes > limit {
-            self.prune(limit)?;
+    /// Units of an object in progress that are not what they should be are fetched again: nothing is lost.
+    fn verify_partial(self: &Arc<Self>, tree: &Verified<FileTree>, buffers: &Buffers, result: &mut Verification) {
+        if !self.has_partial(&tree.verity) {
+            return;
         }
-        Ok(())
-    }
-
-    /// Evicts layers until the store holds at most `limit` bytes, and removes what nothing names any
-    /// more. Pinned layers stay. Returns how many bytes went.
-    pub fn prune(&self, limit: u64) -> io::Result<u64> {
-        let before = self.usage()?.bytes;
-        let mut excess = before.saturating_sub(limit);
-        for layer in self.layers()? {
-            if excess == 0 {
-                break;
-            }
-            if let Some(_unpinned) = self.try_lock_unpinned(&layer.digest)? {
-                fs::remove_file(self.index_path(&layer.digest, layer.reading))?;
-                excess = excess.saturating_sub(layer.bytes);
-            }
+        result.checked += 1;
+        let Ok(partial) = self.partial(tree) else { return self.discard_partial(&tree.verity) };
+        for error in partial.verify(buffers) {
+            result.bad.push(BadObject { digest: tree.verity.to_string(), error: error.to_string() });
         }
-        self.sweep()?;
-        Ok(before.saturating_sub(self.usage()?.bytes))
-    }
-
-    /// Removes the objects and records that no index names, and what crashes left behind.
-    fn sweep(&self) -> io::Result<()> {
-        let _alone = self.lock_sweeping()?;
-        let mut named: HashSet<VerityDigest> = HashSet::new();
-        for path in self.index_files()? {
-            let Some(index) = self.index_file(&name_of(&path)) else { continue };
-            named.extend(index.trees().map(|tree| tree.verity));
-        }
-        for folder in ["objects", "records"] {
-            walk(&self.root.join(folder), &mut |path, _| {
-                if !name_of(path).parse::<VerityDigest>().is_ok_and(|verity| named.contains(&verity)) {
-                    let _gone = fs::remove_file(path);
-                }
-            })?;
-        }
-        for entry in fs::read_dir(self.root.join("staging"))? {
-            let entry = entry?;
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-            if age > ABANDONED {
-                let _gone = fs::remove_dir_all(entry.path());
-            }
-        }
-        Ok(())
     }
 
     fn unproved_object(&self, tree: &Verified<FileTree>) -> Option<crate::verify::Witness> {
@@ -224,12 +190,12 @@ impl Store {
     }
 }
 
-fn name_of(path: &Path) -> String {
+pub(super) fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Calls `visit` for every file below `folder`; what vanishes meanwhile is passed over.
-fn walk(folder: &Path, visit: &mut impl FnMut(&Path, &fs::Metadata)) -> io::Result<()> {
+pub(super) fn walk(folder: &Path, visit: &mut impl FnMut(&Path, &fs::Metadata)) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         match fs::symlink_metadata(&path) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::support::faults::{Answer, Asked, Content, Faults};
 use crate::support::host;
-use crate::support::kit::{Base, Kit, Packed, file, noise};
+use crate::support::kit::{Base, Compression, Kit, Packed, Packing, file, noise};
 use crate::support::kitfs::Kitfs;
 use crate::support::mount::attribute;
 use crate::support::tree::Tree;
@@ -372,5 +372,141 @@ fn weights_are_fetched_whole_once_a_loader_has_read_their_header() {
     let state = || attribute(&mount.at("model/w.safetensors"), "user.kitfs.state").unwrap();
     assert!(host::soon(30, || state() == "verified"), "{}", state());
     drop(loader);
+    mount.unmount();
+}
+
+/// A file system over a directory, until it is dropped.
+struct Over<'p>(&'p Path);
+
+impl<'p> Over<'p> {
+    fn tmpfs(at: &'p Path, size: &str) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+        rustix::mount::mount("none", at, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str()).unwrap();
+        Self(at)
+    }
+
+    fn read_only(at: &'p Path) -> Self {
+        rustix::mount::mount_bind(at, at).unwrap();
+        let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+        rustix::mount::mount_remount(at, flags, c"").unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+/// A kit of several shapes of file, larger than the disks of these tests.
+fn roomy() -> Packed {
+    let files: Vec<_> = (0..50).map(|number| file(&format!("data/{number:02}"), noise(number, 9000))).collect();
+    Kit::named("roomy")
+        .with(Base::Model, "model", [file("model/weights.bin", noise(3, 24 * UNIT as usize + 5))])
+        .with(Base::Dataset, "data", files)
+        .pack()
+}
+
+#[test]
+fn a_full_disk_costs_fetches_and_no_errors() {
+    if !host::can_mount() {
+        return;
+    }
+    let kit = roomy();
+    let mut content = Content::default();
+    content.add_kit(&kit);
+    let server = Faults::honest(content);
+    let kitfs = Kitfs::new();
+    let cache = kitfs.path("cache");
+    let small = Over::tmpfs(&cache, "5m");
+    // Nothing is indexed: the layer is proved in one pass that keeps its index alone.
+    let mount = kitfs.mount(&format!("{}/kit:v1", server.host()));
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "on a full disk");
+    assert_eq!(mount.status()["last_error"]["kind"], "store");
+    mount.unmount();
+    // From now on it is.
+    let mount = kitfs.mount(&format!("{}/kit:v1", server.host()));
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "on a full disk, indexed");
+    mount.unmount();
+    kitfs.run(&["pull", &format!("{}/kit:v1", server.host())]).expect(1);
+    drop(small);
+}
+
+#[test]
+fn a_cache_that_is_removed_or_read_only_under_a_mount_costs_no_errors() {
+    if !host::can_mount() {
+        return;
+    }
+    let kit = roomy();
+    let indexed = Indexed::new(&kit);
+    let cache = indexed.kitfs.path("cache");
+    let mount = indexed.kitfs.mount(&indexed.reference);
+    read_at(&mount.at("model/weights.bin"), 0, 1000).unwrap();
+    let read_only = Over::read_only(&cache);
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "with a cache that cannot be written");
+    drop(read_only);
+    mount.unmount();
+    let mount = indexed.kitfs.mount(&indexed.reference);
+    std::fs::remove_dir_all(&cache).unwrap();
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "with a cache that is gone");
+    mount.unmount();
+}
+
+#[test]
+fn a_store_keeps_within_its_limit_what_is_mounted() {
+    if !host::can_mount() {
+        return;
+    }
+    let (_, kit) = large(200);
+    let indexed = Indexed::new(&kit);
+    let mount = indexed.kitfs.mount_with(&indexed.reference, &["--cache-size", "10MiB"]);
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "with a store that is too small");
+    mount.unmount();
+    let info = indexed.kitfs.run(&["cache", "info", "--output", "json"]).expect(0).json();
+    // What is noticed only after the fact is one step of counting.
+    assert!(info["bytes"].as_u64().unwrap() < 90 << 20, "{info}");
+}
+
+#[test]
+fn a_compressed_layer_is_read_on_a_full_disk() {
+    if !host::can_mount() {
+        return;
+    }
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let entry = [file("model/weights.bin", noise(3, 6 << 20)), file("model/small", *b"small")];
+        let packing = Packing::Tar(compression);
+        let kit = Kit::named("packed").packing(packing).with(Base::Model, "model", entry).pack();
+        let mut content = Content::default();
+        content.add_kit(&kit);
+        let server = Faults::honest(content);
+        let kitfs = Kitfs::new();
+        let cache = kitfs.path("cache");
+        let small = Over::tmpfs(&cache, "3m");
+        let mount = kitfs.mount(&format!("{}/kit:v1", server.host()));
+        Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "compressed, on a full disk");
+        mount.unmount();
+        drop(small);
+    }
+}
+
+#[test]
+fn a_source_without_ranges_is_read_whole() {
+    if !host::can_mount() {
+        return;
+    }
+    let (_, kit) = large(6);
+    let mut content = Content::default();
+    content.add_kit(&kit);
+    let server = Faults::start(move |asked, _| content.answer(&asked.without_range()));
+    let kitfs = Kitfs::new();
+    let reference = format!("{}/kit:v1", server.host());
+    kitfs.run(&["pull", &reference]).expect(0);
+    for folder in ["objects", "records"] {
+        std::fs::remove_dir_all(kitfs.path("cache/v1").join(folder)).unwrap();
+    }
+    let mount = kitfs.mount(&reference);
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "from a source without ranges");
     mount.unmount();
 }

@@ -4,7 +4,6 @@
 //! file system and removed, because there is no other way to ask for fs-verity.
 
 mod host;
-mod sealing;
 
 use std::fs;
 use std::io;
@@ -20,6 +19,7 @@ use crate::cli::doctor::host::Host;
 use crate::cli::documents::Check;
 use crate::cli::documents::Diagnosis;
 use crate::config::Folders;
+use crate::store;
 
 const DEVICE: &str = "/dev/fuse";
 const UDEV_FIX: &str = "chmod 0666 /dev/fuse, as udev does; for good: \
@@ -44,7 +44,6 @@ pub fn diagnose(folders: &Folders) -> Diagnosis {
         allow_other(&host),
         takeover(&host),
         passthrough(&host, &folders.cache),
-        privileges(&host),
         sealing(&folders.cache),
         readahead(&host),
         kept_on_disk(&folders.cache),
@@ -54,7 +53,7 @@ pub fn diagnose(folders: &Folders) -> Diagnosis {
 
 /// Whether the content of files below `folder` can be sealed with fs-verity.
 pub fn can_seal(folder: &Path) -> bool {
-    sealing::probe(&existing(folder)).is_ok()
+    store::probe_sealing(&existing(folder)).is_ok()
 }
 
 /// Whether a folder is on overlayfs, over which the kernel reads files by itself only if that was said at mount.
@@ -167,7 +166,7 @@ fn passthrough(host: &Host, cache: &Path) -> Check {
     if !(host.may_administer && host.is_initial_namespace) {
         return bad(name, "needs CAP_SYS_ADMIN outside of user namespaces", "mount as root");
     }
-    let sealed = match sealing::probe(&existing(cache)) {
+    let sealed = match store::probe_sealing(&existing(cache)) {
         Ok(()) => "those that are sealed with fs-verity it checks by itself",
         Err(_) => {
             "without fs-verity it trusts the disk from open to close: writing to a cached file stops that and is \
@@ -180,25 +179,13 @@ fn passthrough(host: &Host, cache: &Path) -> Check {
 fn sealing(cache: &Path) -> Check {
     let name = "fs-verity";
     let folder = existing(cache);
-    match sealing::probe(&folder) {
+    match store::probe_sealing(&folder) {
         Ok(()) => good(name, format!("the file system of {} has it", folder.display())),
         Err(error) => {
             let detail = format!("not on the file system of {}: {error}", folder.display());
             bad(name, detail, "a kernel with CONFIG_FS_VERITY, and ext4, f2fs (made with -O verity) or btrfs")
         }
     }
-}
-
-fn privileges(host: &Host) -> Check {
-    let name = "privileges";
-    let detail = match host.is_root {
-        true => {
-            "the process that reads kits keeps DAC_OVERRIDE and DAC_READ_SEARCH of root's capabilities, and \
-             no_new_privs; the one that holds the mount keeps all, and reads nothing"
-        }
-        false => "the process that reads kits has no capability, and no_new_privs",
-    };
-    good(name, detail)
 }
 
 fn readahead(host: &Host) -> Check {

@@ -17,22 +17,23 @@ pub(super) struct Backings {
 
 #[derive(Debug)]
 struct Kept {
-    leased: OwnedFd,
+    file: OwnedFd,
     /// Somebody wanted to write to it.
     touched: bool,
 }
 
 impl Backings {
     fn register(&mut self, connection: &Connection, file: OwnedFd) -> io::Result<u32> {
-        let leased = backing::take_lease(file.as_fd())?;
+        backing::take_lease(file.as_fd())?;
+        // Closing the file ends the lease.
         let id = backing::register(connection.device(), &file)?;
-        self.kept.insert(id, Kept { leased, touched: false });
+        self.kept.insert(id, Kept { file, touched: false });
         Ok(id)
     }
 
     fn adopt(&mut self, id: u32, file: OwnedFd) -> io::Result<u32> {
-        let leased = backing::take_lease(file.as_fd())?;
-        self.kept.insert(id, Kept { leased, touched: false });
+        backing::take_lease(file.as_fd())?;
+        self.kept.insert(id, Kept { file, touched: false });
         Ok(id)
     }
 
@@ -53,12 +54,12 @@ impl Backings {
     /// Looks for files that somebody wants to write to, and gives them free: whoever wants to, waits for that.
     fn look(&mut self) {
         for (id, kept) in self.kept.iter_mut().filter(|(_, kept)| !kept.touched) {
-            if backing::has_lease(kept.leased.as_fd()) {
+            if backing::has_lease(kept.file.as_fd()) {
                 continue;
             }
             kept.touched = true;
             tracing::error!(id, "a cached file that is in use is being opened for writing");
-            if let Err(error) = backing::end_lease(kept.leased.as_fd()) {
+            if let Err(error) = backing::end_lease(kept.file.as_fd()) {
                 tracing::warn!(%error, "whoever writes to the cache waits for a lease");
             }
         }

@@ -28,6 +28,13 @@ impl Asked {
         self.headers.get(name).map(String::as_str)
     }
 
+    /// The same request for everything.
+    pub fn without_range(&self) -> Self {
+        let mut asked = self.clone();
+        asked.headers.remove("range");
+        asked
+    }
+
     /// First and last byte of the range that is asked for.
     pub fn range(&self) -> Option<(usize, usize)> {
         let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;

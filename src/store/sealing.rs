@@ -1,5 +1,7 @@
-//! Whether a file system can seal files with fs-verity: asked by sealing one.
+//! Sealing with fs-verity, where kernel and file system have it: from then on the kernel itself checks every
+//! page of a file against the digest that the store names it by, and nobody can write to it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -22,18 +24,26 @@ struct EnableArg {
 /// `FS_IOC_ENABLE_VERITY`: `_IOW('f', 133, struct fsverity_enable_arg)`.
 const ENABLE: libc::c_ulong = 0x4080_6685;
 
-/// Seals a new file in `folder` and removes it again.
-pub(in crate::cli::doctor) fn probe(folder: &Path) -> io::Result<()> {
+/// Whether a file system can seal files: asked by sealing a new one in `folder`, which is removed again.
+pub fn probe_sealing(folder: &Path) -> io::Result<()> {
     let file = tempfile::NamedTempFile::new_in(folder)?;
     // The kernel refuses while anybody has the file open for writing.
     let path = file.into_temp_path();
-    let file = std::fs::File::open(&path)?;
+    seal(&File::open(&path)?)
+}
+
+/// Seals a file that is open for reading, and for writing nowhere (ETXTBSY). One that is sealed stays so.
+pub(super) fn seal(file: &File) -> io::Result<()> {
     // SHA-256 over blocks of 4 KiB, without salt: what the store's objects are named by.
     let argument = EnableArg { version: 1, hash_algorithm: 1, block_size: 4096, ..EnableArg::default() };
     // SAFETY: the descriptor is open, and the kernel reads exactly one `fsverity_enable_arg`, whose
     // pointers are null with lengths of zero.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), ENABLE as _, &argument) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
 }
 
 const _: () = assert!(size_of::<EnableArg>() == 128);
