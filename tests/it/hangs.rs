@@ -249,9 +249,9 @@ impl Row {
     }
 
     fn commands_end(&self) {
-        // Each asks for the tag, for headers and for layers, verify also for signatures; each question has its time.
+        // Each asks for the tag, for headers and for layers, verify for documents and signatures too; each has its time.
         for (questions, words) in
-            [(3, &["ls", &self.reference][..]), (4, &["cat", &self.reference, COLD]), (5, &["verify", &self.reference])]
+            [(3, &["ls", &self.reference][..]), (4, &["cat", &self.reference, COLD]), (7, &["verify", &self.reference])]
         {
             let output = self.within(questions * READ_TIMEOUT, words[0], || self.kitfs.run(words));
             let is_here = words[0] == "ls" && output.code == 0;
