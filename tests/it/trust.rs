@@ -360,3 +360,137 @@ fn a_bundle_with_a_flipped_bit_never_names_another_signer() {
         }
     }
 }
+
+/// A transparency log of this test, and a root that knows nothing else.
+struct Log {
+    pair: aws_lc_rs::signature::EcdsaKeyPair,
+    id: Digest,
+    root: TrustedRoot,
+}
+
+/// What of an entry is as it should be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Promised,
+    Included,
+}
+
+impl Log {
+    fn new() -> Self {
+        use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+        let spki: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
+        let id = Digest::of(spki.as_ref());
+        let root = serde_json::json!({
+            "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
+            "tlogs": [{
+                "baseUrl": "https://log.example", "hashAlgorithm": "SHA2_256", "logId": {"keyId": base64(&raw(&id))},
+                "publicKey": {
+                    "rawBytes": base64(spki.as_ref()), "keyDetails": "PKIX_ECDSA_P256_SHA_256",
+                    "validFor": {"start": "2020-01-01T00:00:00Z"},
+                },
+            }],
+            "certificateAuthorities": [], "ctlogs": [], "timestampAuthorities": [],
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), root.to_string()).unwrap();
+        let root = TrustedRoot::from_file(file.path()).unwrap();
+        Self { pair, id, root }
+    }
+
+    fn sign(&self, message: &[u8]) -> Vec<u8> {
+        self.pair.sign(&aws_lc_rs::rand::SystemRandom::new(), message).unwrap().as_ref().to_vec()
+    }
+
+    /// A bundle with the signature of a file and its entry here.
+    fn bundle(&self, entry: Entry, body: &Value, signature: &[u8], digest: &Value) -> Vec<u8> {
+        let (body, id, time) = (body.to_string(), self.id.hex(), 1_700_000_000);
+        let mut logged = serde_json::json!({
+            "logIndex": "0", "logId": {"keyId": base64(&raw(&self.id))}, "integratedTime": "0",
+            "kindVersion": {"kind": "hashedrekord", "version": "0.0.2"}, "canonicalizedBody": base64(body.as_bytes()),
+        });
+        match entry {
+            Entry::Promised => {
+                let body = base64(body.as_bytes());
+                let promised = format!(r#"{{"body":"{body}","integratedTime":{time},"logID":"{id}","logIndex":0}}"#);
+                let promise = base64(&self.sign(promised.as_bytes()));
+                logged["kindVersion"]["version"] = "0.0.1".into();
+                logged["integratedTime"] = time.to_string().into();
+                logged["inclusionPromise"] = serde_json::json!({"signedEntryTimestamp": promise});
+            }
+            Entry::Included => {
+                let root = base64(&raw(&Digest::of(&[&[0], body.as_bytes()].concat())));
+                let note = format!("log.example\n1\n{root}\n");
+                let signed = base64(&[&raw(&self.id)[..4], &self.sign(note.as_bytes())].concat());
+                let envelope = format!("{note}\n\u{2014} log.example {signed}\n");
+                logged["inclusionProof"] = serde_json::json!({
+                    "logIndex": "0", "rootHash": root, "treeSize": "1", "hashes": [],
+                    "checkpoint": {"envelope": envelope},
+                });
+            }
+        }
+        let version = if entry == Entry::Promised { "0.1" } else { "0.3" };
+        let bundle = serde_json::json!({
+            "mediaType": format!("application/vnd.dev.sigstore.bundle+json;version={version}"),
+            "verificationMaterial": {"publicKey": {"hint": "x"}, "tlogEntries": [logged]},
+            "messageSignature": {"messageDigest": digest, "signature": base64(signature)},
+        });
+        bundle.to_string().into_bytes()
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+fn raw(digest: &Digest) -> Vec<u8> {
+    hex::decode(digest.hex()).unwrap()
+}
+
+#[test]
+fn a_log_holds_signatures_over_longer_hashes() {
+    use aws_lc_rs::digest::{SHA384, digest};
+    use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+    use kitfs::trust::{Message, examine_artifact};
+    use serde_json::json;
+    let (log, content) = (Log::new(), b"a file");
+    let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING).unwrap();
+    let spki: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
+    let key = PublicKey::from_der(spki.as_ref()).unwrap();
+    let signature = pair.sign(&SystemRandom::new(), content).unwrap();
+    let hash = digest(&SHA384, content);
+    let promised = |algorithm: &str| {
+        json!({"apiVersion": "0.0.1", "kind": "hashedrekord", "spec": {
+            "data": {"hash": {"algorithm": algorithm, "value": hex::encode(hash.as_ref())}},
+            "signature": {"content": base64(signature.as_ref()),
+                          "publicKey": {"content": base64(key.to_pem().as_bytes())}},
+        }})
+    };
+    let included = |algorithm: &str| {
+        json!({"apiVersion": "0.0.2", "kind": "hashedrekord", "spec": {"hashedRekordV002": {
+            "data": {"algorithm": algorithm, "digest": base64(hash.as_ref())},
+            "signature": {"content": base64(signature.as_ref()), "verifier": {
+                "keyDetails": "PKIX_ECDSA_P384_SHA_384", "publicKey": {"rawBytes": base64(spki.as_ref())},
+            }},
+        }}})
+    };
+    let said = json!({"algorithm": "SHA2_384", "digest": base64(hash.as_ref())});
+    for (entry, body, holds) in [
+        (Entry::Promised, promised("sha384"), true),
+        (Entry::Promised, promised("sha256"), false),
+        (Entry::Included, included("SHA2_384"), true),
+        (Entry::Included, included("SHA2_512"), false),
+    ] {
+        let bundle = log.bundle(entry, &body, signature.as_ref(), &said);
+        let material = Material::of_bundle(bundle, "here");
+        let keys = [key.clone()];
+        let findings = examine_artifact(&material, &Message::of(content), &keys, &log.root, &Limits::default());
+        let [endorsement] = &findings.endorsements[..] else { panic!("{body}: {:?}", findings.rejected) };
+        let doubts: Vec<_> = endorsement.doubts().collect();
+        assert_eq!(endorsement.log().is_some(), holds, "{body}: {doubts:?}");
+    }
+}
