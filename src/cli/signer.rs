@@ -7,12 +7,9 @@ use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 
-use regex::Regex;
-
 use crate::cli::failure::Error;
-use crate::cli::text;
+use crate::policy;
 use crate::policy::Identity;
-use crate::trust::Certificate;
 use crate::trust::PublicKey;
 use crate::trust::Signer;
 use crate::trust::SigningKey;
@@ -20,63 +17,25 @@ use crate::trust::SigningKey;
 /// Whose signature is asked for.
 pub struct Wanted {
     pub keys: Vec<PublicKey>,
-    holder: Option<[Text; 2]>,
+    holder: Option<policy::Wanted>,
 }
 
 impl Wanted {
     /// Reads the keys and expressions; without any of them anybody could have signed, which is wrong usage.
     pub fn new(keys: &[PathBuf], identity: &Identity) -> Result<Self, Error> {
-        let read_key = |path: &PathBuf| {
-            let usage = |why: String| Error::Usage(format!("--key {}: {why}", path.display()));
-            let pem = read(path, 1 << 20).map_err(|error| usage(text::chain(&error)))?;
-            PublicKey::from_pem(&pem).map_err(|error| usage(error.to_string()))
-        };
-        let keys = keys.iter().map(read_key).collect::<Result<Vec<_>, _>>()?;
-        let issuer = Text::new(&identity.issuer, &identity.issuer_regexp)?;
-        let identity = Text::new(&identity.identity, &identity.identity_regexp)?;
-        let holder = match (identity, issuer) {
-            (Some(identity), Some(issuer)) => Some([identity, issuer]),
-            (None, None) => None,
-            _ => return Err(Error::Usage("a certificate identity and its issuer are needed together".into())),
-        };
+        let keys = keys.iter().map(|path| policy::read_key(path)).collect::<Result<Vec<_>, _>>()?;
+        let holder = (*identity != Identity::default()).then(|| identity.wanted()).transpose()?;
         if keys.is_empty() && holder.is_none() {
             return Err(Error::Usage("--key or a certificate identity is needed: else anybody may have signed".into()));
         }
         Ok(Self { keys, holder })
     }
 
-    /// Whether this is somebody who is asked for.
+    /// Whether this is somebody who is asked for. Only keys that were given are tried.
     pub fn accepts(&self, signer: &Signer) -> bool {
-        match (signer, &self.holder) {
-            // Only keys that were given are tried.
-            (Signer::Key { .. }, _) => true,
-            (Signer::Certificate(Certificate { identity, issuer, .. }), Some([wanted, by])) => {
-                wanted.accepts(identity) && by.accepts(issuer)
-            }
-            (Signer::Certificate(_), None) => false,
-        }
-    }
-}
-
-enum Text {
-    Exact(String),
-    Matching(Regex),
-}
-
-impl Text {
-    fn new(exact: &Option<String>, expression: &Option<String>) -> Result<Option<Self>, Error> {
-        let Some(expression) = expression else { return Ok(exact.clone().map(Self::Exact)) };
-        let wrong = |error: regex::Error| Error::Usage(format!("{expression:?} is no regular expression: {error}"));
-        // By itself first: it must not close the group that it is put into.
-        Regex::new(expression).map_err(wrong)?;
-        let whole = Regex::new(&format!(r"\A(?:{expression})\z")).map_err(wrong)?;
-        Ok(Some(Self::Matching(whole)))
-    }
-
-    fn accepts(&self, text: &str) -> bool {
-        match self {
-            Self::Exact(exact) => exact == text,
-            Self::Matching(expression) => expression.is_match(text),
+        match signer {
+            Signer::Key { .. } => true,
+            Signer::Certificate(_) => self.holder.as_ref().is_some_and(|holder| holder.accepts(&signer.into())),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::kit::name::KitPath;
+use crate::ledger::chain;
 use crate::policy::claim;
 use crate::policy::claim::Claim;
 use crate::policy::model::ModelBlock;
@@ -28,7 +29,6 @@ use crate::policy::rule::Signers;
 use crate::policy::signer::Matcher;
 use crate::policy::signer::Wanted;
 use crate::policy::text::duration;
-use crate::policy::text::whole;
 use crate::trust::PublicKey;
 use crate::trust::TrustedRoot;
 
@@ -335,8 +335,8 @@ impl Reader<'_> {
             }
             None => {
                 let invalid = |why: String| self.invalid(place, why);
-                let identity = matcher(identity, identity_regexp, "identity").map_err(invalid)?;
-                let issuer = matcher(issuer, issuer_regexp, "issuer").map_err(invalid)?;
+                let identity = Matcher::parse(identity, identity_regexp, "identity").map_err(invalid)?;
+                let issuer = Matcher::parse(issuer, issuer_regexp, "issuer").map_err(invalid)?;
                 let extensions = extensions.into_iter().map(|(name, value)| (name, Matcher::Exact(value))).collect();
                 Ok(Wanted::Certificate { identity, issuer, extensions })
             }
@@ -390,16 +390,6 @@ impl Reader<'_> {
     }
 }
 
-/// An exact text or a regular expression, one of the two.
-pub fn matcher(exact: Option<String>, regexp: Option<String>, what: &str) -> Result<Matcher, String> {
-    match (exact, regexp) {
-        (Some(exact), None) => Ok(Matcher::Exact(exact)),
-        (None, Some(regexp)) => whole(&regexp).map(Matcher::Regexp).map_err(|why| format!("{what}: {why}")),
-        (Some(_), Some(_)) => Err(format!("the {what} is a text or a regular expression, not both")),
-        (None, None) => Err(format!("the {what} is missing: a certificate counts by its identity and its issuer")),
-    }
-}
-
 /// The public key in a PEM file.
 pub fn read_key(path: &Path) -> Result<PublicKey, PolicyError> {
     let unreadable = |why: String| PolicyError::Unreadable { path: path.into(), why };
@@ -432,17 +422,6 @@ fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
         return Err(PolicyError::Unreadable { path: path.into(), why: format!("it is longer than {LONGEST} bytes") });
     }
     Ok(bytes)
-}
-
-/// An error with what caused it.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 /// Why a policy is none. Nothing is mounted under it.

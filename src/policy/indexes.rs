@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 
 use crate::digest::Digest;
+use crate::ledger;
 use crate::policy::Loaded;
 use crate::policy::Policies;
 use crate::policy::decision::IndexAdmitted;
 use crate::policy::evidence::Evidence;
-use crate::policy::file;
 use crate::policy::file::Otherwise;
 use crate::policy::rule::Condition;
 use crate::policy::rule::Rule;
@@ -67,7 +67,7 @@ impl Policies {
             };
             let evidence = match self.root_for(rule, policy) {
                 Ok(root) => Evidence::examine(material, index, &rule.keys, &root, limits),
-                Err(error) => Evidence::unusable(file::chain(&error)),
+                Err(error) => Evidence::unusable(ledger::chain(&error)),
             };
             let missed = rule.check_index(&evidence, &mut signers).into_iter().filter(|condition| !condition.ok);
             reasons.extend(missed.map(|Condition { what, why, .. }| format!("{name}: {what}: {why}")));

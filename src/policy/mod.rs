@@ -32,6 +32,7 @@ pub use decision::Shown;
 pub use decision::SignerKind;
 pub use decision::Verdict;
 pub use file::PolicyError;
+pub use file::read_key;
 pub use indexes::IndexRefused;
 pub use model::Judgement;
 pub use model::ModelDemand;
@@ -41,12 +42,15 @@ pub use request::names;
 pub use request::names_of_parent;
 pub use rule::AuditDemand;
 pub use rule::Condition;
+pub use signer::Signer;
+pub use signer::Wanted;
 pub use trial::Case;
 pub use trial::Expectation;
 pub use trial::Found;
 pub use trial::Trial;
 
 use crate::digest::Digest;
+use crate::ledger;
 use crate::policy::decision::Opinion;
 use crate::policy::evidence::Evidence;
 use crate::policy::file::Otherwise;
@@ -57,8 +61,7 @@ use crate::policy::rule::Mode;
 use crate::policy::rule::Rule;
 use crate::policy::rule::SignatureBlock;
 use crate::policy::rule::Signers;
-use crate::policy::signer::Signer;
-use crate::policy::signer::Wanted;
+use crate::policy::signer::Matcher;
 use crate::trust::InvalidRoot;
 use crate::trust::Limits;
 use crate::trust::Material;
@@ -105,6 +108,21 @@ pub struct Identity {
     pub issuer_regexp: Option<String>,
 }
 
+impl Identity {
+    /// Whom it is about. The error names the option.
+    pub fn wanted(&self) -> Result<Wanted, PolicyError> {
+        let Self { identity, identity_regexp, issuer, issuer_regexp } = self.clone();
+        let said = |option, why| PolicyError::Option { option, why };
+        Ok(Wanted::Certificate {
+            identity: Matcher::parse(identity, identity_regexp, "identity")
+                .map_err(|why| said("--certificate-identity", why))?,
+            issuer: Matcher::parse(issuer, issuer_regexp, "issuer")
+                .map_err(|why| said("--certificate-oidc-issuer", why))?,
+            extensions: std::collections::BTreeMap::new(),
+        })
+    }
+}
+
 /// The policies that count for a command.
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
@@ -146,7 +164,7 @@ impl Policies {
     pub fn load(options: &Options) -> Result<Self, PolicyError> {
         let root = options.trusted_root.as_deref().map(|path| {
             TrustedRoot::from_file(path)
-                .map_err(|error| PolicyError::Unreadable { path: path.into(), why: file::chain(&error) })
+                .map_err(|error| PolicyError::Unreadable { path: path.into(), why: ledger::chain(&error) })
         });
         let root = root.transpose()?;
         let mut policies = Vec::new();
@@ -216,7 +234,7 @@ impl Policies {
                 Some(root) => root.clone(),
                 None => match self.standing_root() {
                     Ok(root) => root,
-                    Err(error) => return Evidence::unusable(file::chain(&error)),
+                    Err(error) => return Evidence::unusable(ledger::chain(&error)),
                 },
             };
             Evidence::examine(material, &request.digest, keys, &root, limits)
@@ -272,7 +290,7 @@ impl Policies {
                 mode: rule.mode,
                 block: block.clone(),
                 keys: rule.keys.clone(),
-                root: self.root_for(rule, loaded).map_err(|error| file::chain(&error)),
+                root: self.root_for(rule, loaded).map_err(|error| ledger::chain(&error)),
                 limits: *limits,
             };
             let models = rule.models.iter().map(demand).collect();
@@ -347,15 +365,7 @@ fn of_flags(options: &Options) -> Result<Option<Policy>, PolicyError> {
         rule.indexes = Some(of_indexes);
     }
     if options.identity != Identity::default() {
-        let Identity { identity, identity_regexp, issuer, issuer_regexp } = options.identity.clone();
-        let said = |option, why| PolicyError::Option { option, why };
-        rule.signatures.push(block(vec![Wanted::Certificate {
-            identity: file::matcher(identity, identity_regexp, "identity")
-                .map_err(|why| said("--certificate-identity", why))?,
-            issuer: file::matcher(issuer, issuer_regexp, "issuer")
-                .map_err(|why| said("--certificate-oidc-issuer", why))?,
-            extensions: std::collections::BTreeMap::new(),
-        }]));
+        rule.signatures.push(block(vec![options.identity.wanted()?]));
     }
     if rule.signatures.is_empty() && rule.indexes.is_none() {
         return Ok(None);

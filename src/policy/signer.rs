@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::policy::text::Whole;
+use crate::policy::text::whole;
 
 /// Who made a signature that holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +56,16 @@ pub enum Matcher {
 }
 
 impl Matcher {
+    /// An exact text or a regular expression, one of the two.
+    pub(in crate::policy) fn parse(exact: Option<String>, regexp: Option<String>, what: &str) -> Result<Self, String> {
+        match (exact, regexp) {
+            (Some(exact), None) => Ok(Self::Exact(exact)),
+            (None, Some(regexp)) => whole(&regexp).map(Self::Regexp).map_err(|why| format!("{what}: {why}")),
+            (Some(_), Some(_)) => Err(format!("the {what} is a text or a regular expression, not both")),
+            (None, None) => Err(format!("the {what} is missing: a certificate counts by its identity and its issuer")),
+        }
+    }
+
     /// Whether a text is accepted.
     pub fn accepts(&self, text: &str) -> bool {
         match self {

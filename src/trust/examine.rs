@@ -58,10 +58,7 @@ pub fn examine(
     root: &TrustedRoot,
     limits: &Limits,
 ) -> Findings {
-    let mut findings = Findings::default();
-    for item in material.items.iter().take(limits.signatures) {
-        Examination { about: Subject::Manifest(manifest), keys, root, limits, item, findings: &mut findings }.run();
-    }
+    let mut findings = examine_about(material, Subject::Manifest(manifest), keys, root, limits);
     findings.rejected.extend(material.unusable.iter().map(|unusable| Rejected {
         found: unusable.found.clone(),
         role: Role::Signature,
@@ -80,9 +77,19 @@ pub fn examine_artifact(
     root: &TrustedRoot,
     limits: &Limits,
 ) -> Findings {
+    examine_about(material, Subject::Artifact(artifact), keys, root, limits)
+}
+
+fn examine_about(
+    material: &Material,
+    about: Subject<'_>,
+    keys: &[PublicKey],
+    root: &TrustedRoot,
+    limits: &Limits,
+) -> Findings {
     let mut findings = Findings::default();
     for item in material.items.iter().take(limits.signatures) {
-        Examination { about: Subject::Artifact(artifact), keys, root, limits, item, findings: &mut findings }.run();
+        Examination { about, keys, root, limits, item, findings: &mut findings }.run();
     }
     findings
 }

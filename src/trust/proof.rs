@@ -15,6 +15,7 @@ use sigstore_types::bundle::TransparencyLogEntry;
 use sigstore_verify::VerificationPolicy;
 use sigstore_verify::tsa::verify_timestamp_for_authority;
 
+use crate::ledger::chain;
 use crate::trust::certificate::Certificate;
 use crate::trust::key::Holds;
 use crate::trust::key::PublicKey;
@@ -173,18 +174,4 @@ fn logged_in_time(entry: &TransparencyLogEntry, times: &[Timestamp], root: &Trus
         }
         _ => Ok(()),
     }
-}
-
-/// An error and everything behind it, as one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !line.contains(&more) {
-            line = format!("{line}: {more}");
-        }
-        next = error.source();
-    }
-    line
 }
