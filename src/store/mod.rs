@@ -9,6 +9,7 @@
 //! CACHE/v1/
 //!       access/<hex>               sealed: when a source let somebody have a kit; named by a keyed hash of both
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
+//!       condemned/<algorithm>-<hex>  sealed: a published index that turned out to be false
 //!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
 //!                                  read (`tar+gzip`); its mtime is its last use
 //!       material/<hex>             sealed: what lay beside a manifest; named by the SHA-256 of its reference
@@ -26,6 +27,7 @@
 //! any of them costs a fetch.
 
 mod access;
+mod indexes;
 mod lock;
 mod material;
 mod objects;
@@ -74,9 +76,19 @@ impl Store {
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
         let root = root.join(FORMAT);
-        for folder in
-            ["access", "blobs", "layers", "material", "objects", "partial", "records", "tags", "staging", "locks"]
-        {
+        for folder in [
+            "access",
+            "blobs",
+            "condemned",
+            "layers",
+            "material",
+            "objects",
+            "partial",
+            "records",
+            "tags",
+            "staging",
+            "locks",
+        ] {
             let path = root.join(folder);
             make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }
