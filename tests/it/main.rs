@@ -20,6 +20,7 @@ mod dependencies;
 mod docker;
 mod hangs;
 mod hostile;
+mod index;
 mod kits;
 mod lazy;
 mod limits;
