@@ -47,6 +47,19 @@ pub enum Event {
         /// Why, in words.
         reasons: Vec<String>,
     },
+    /// An index of a kit counts from here on.
+    #[serde(rename = "index-admitted")]
+    IndexChosen {
+        /// The kit.
+        #[serde(flatten)]
+        kit: Kit,
+        /// The index.
+        index: Digest,
+        /// What makes it count: `manifest`, which names it, or `signature`.
+        by: String,
+        /// Who signed it, of those whom the policies let.
+        identities: Vec<String>,
+    },
     /// A kit is mounted; nothing of it has been read yet.
     Mounted {
         /// The kit.
@@ -128,6 +141,7 @@ fn is_zero(number: &u64) -> bool {
 pub const NAMES: &[&str] = &[
     "resolved",
     "decision",
+    "index-admitted",
     "mounted",
     "layer-verified",
     "mismatch",
@@ -150,14 +164,10 @@ impl Event {
             cut(detail);
         }
         if let Self::Decision { rules, identities, reasons, .. } = &mut self {
-            for list in [rules, identities, reasons] {
-                let left_out = list.len().saturating_sub(MOST_TEXTS);
-                list.truncate(MOST_TEXTS);
-                list.iter_mut().for_each(cut);
-                if left_out > 0 {
-                    list.push(format!("and {left_out} more"));
-                }
-            }
+            [rules, identities, reasons].into_iter().for_each(shorten);
+        }
+        if let Self::IndexChosen { identities, .. } = &mut self {
+            shorten(identities);
         }
         self
     }
@@ -168,6 +178,15 @@ impl Event {
             Self::LayerProved { repeated, .. } | Self::Mismatch { repeated, .. } => Some(repeated),
             _ => None,
         }
+    }
+}
+
+fn shorten(list: &mut Vec<String>) {
+    let left_out = list.len().saturating_sub(MOST_TEXTS);
+    list.truncate(MOST_TEXTS);
+    list.iter_mut().for_each(cut);
+    if left_out > 0 {
+        list.push(format!("and {left_out} more"));
     }
 }
 

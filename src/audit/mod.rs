@@ -333,6 +333,7 @@ fn level(event: &Event) -> Level {
         Event::DangerUsed { .. } | Event::Repaired { .. } => Level::WARN,
         Event::Resolved { .. }
         | Event::Decision { .. }
+        | Event::IndexChosen { .. }
         | Event::Mounted { .. }
         | Event::LayerProved { .. }
         | Event::Unmounted { .. } => Level::INFO,

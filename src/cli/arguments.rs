@@ -138,7 +138,17 @@ pub enum Task {
         /// The kit
         #[arg(value_name = "REF")]
         reference: String,
+        /// Publish the index that this produces as a referrer of the kit, for those who let the signer
+        #[arg(long, env = "KITFS_ATTACH_INDEX")]
+        attach_index: bool,
+        /// Sign that index with this private key: PEM PKCS#8, or cosign's with COSIGN_PASSWORD
+        #[arg(long, value_name = "FILE", env = "KITFS_SIGN_KEY", requires = "attach_index")]
+        sign_key: Option<PathBuf>,
     },
+    /// Make the index of a kit, with which it is mounted at once and read lazily
+    ///
+    /// Every byte of the kit is fetched and checked first. Without a place for the index it is only described.
+    Index(IndexTask),
     /// Look after the store
     #[command(subcommand, arg_required_else_help = true)]
     Cache(CacheTask),
@@ -158,6 +168,26 @@ pub enum Task {
     Audit(AuditTask),
     /// Say what this host can do, and what to change
     Doctor,
+}
+
+/// What becomes of the index of a kit.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct IndexTask {
+    /// The kit
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Push it as a referrer of the kit, which stays as it is
+    #[arg(long, env = "KITFS_ATTACH")]
+    pub attach: bool,
+    /// Push the kit's manifest once more under this tag, with annotations that name the index
+    #[arg(long, value_name = "TAG", env = "KITFS_EMBED")]
+    pub embed: Option<String>,
+    /// Write it to this file
+    #[arg(id = "file", long = "output", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Sign what is pushed or written with this private key: PEM PKCS#8, or cosign's with COSIGN_PASSWORD
+    #[arg(long, value_name = "FILE", env = "KITFS_SIGN_KEY")]
+    pub sign_key: Option<PathBuf>,
 }
 
 /// What is to be done with a policy.
@@ -356,6 +386,10 @@ fn with_output(command: clap::Command) -> clap::Command {
         return command.mut_subcommands(with_output);
     }
     let settings = SETTINGS.iter().filter(|setting| setting.name == OUTPUT);
+    // There it is the file that the index goes to.
+    if command.get_name() == "index" {
+        return command;
+    }
     let short = (command.get_name() != "mount").then_some('o');
     settings.fold(command, |command, setting| command.arg(argument(setting).short(short).help_heading("General")))
 }
@@ -451,7 +485,9 @@ mod tests {
             "umount /mnt -o noexec",
             "umount",
             "ls kit:a --output yaml",
-            "index kit:a",
+            "index",
+            "index kit:a --attach=x",
+            "pull kit:a --sign-key k",
             "serve",
             "cache forget",
             "cat kit:a",

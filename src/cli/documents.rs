@@ -3,6 +3,8 @@
 //! Members are never left out: what is not known is null or empty. Members may be added, none may
 //! change its meaning.
 
+use std::path::PathBuf;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
@@ -43,6 +45,8 @@ pub struct Verification {
     pub policy: Policy,
     /// The model signature that was asked for, if it holds.
     pub model_signature: Option<Model>,
+    /// The manifest by which `--attach-index` published the index.
+    pub attached_index: Option<Digest>,
 }
 
 impl Verification {
@@ -61,6 +65,7 @@ impl Verification {
             attestations: Vec::new(),
             policy: Policy { decision: Verdict::None, reasons: Vec::new() },
             model_signature: None,
+            attached_index: None,
         }
     }
 }
@@ -272,12 +277,68 @@ pub struct Inspection {
     pub kitfile: Option<Box<RawValue>>,
     /// The layers of the kit and of its parents.
     pub layers: Vec<InspectedLayer>,
-    /// Where an index of the kit is; this version uses none.
-    pub index: Option<()>,
+    /// The index that counts for the kit, else the first that was found and does not; null without one.
+    pub index: Option<InspectedIndex>,
     /// Signatures on the manifest, those that do not hold too.
     pub signatures: Vec<Shown>,
     /// Attestations about the manifest, those that do not hold too.
     pub attestations: Vec<Shown>,
+}
+
+/// An index of a kit.
+#[derive(Debug, Serialize)]
+pub struct InspectedIndex {
+    /// Its digest; null if what should carry it is malformed.
+    pub digest: Option<Digest>,
+    /// Whether it is used.
+    pub admitted: bool,
+    /// What makes it count: `manifest`, which names it, or `signature`; null if nothing does.
+    pub by: Option<&'static str>,
+    /// Who signed it, of those whom the policies let.
+    pub signers: Vec<String>,
+    /// Why it is not used.
+    pub error: Option<String>,
+}
+
+/// What `index` prints.
+#[derive(Debug, Serialize)]
+pub struct Indexed {
+    /// The reference as it was given.
+    pub reference: String,
+    /// The digest of the kit.
+    pub digest: Digest,
+    /// The index.
+    pub index: NamedIndex,
+    /// Layers in it.
+    pub layers: usize,
+    /// Files in it.
+    pub files: usize,
+    /// Where it was written.
+    pub file: Option<PathBuf>,
+    /// The manifest that carries it as a referrer of the kit.
+    pub attached: Option<Digest>,
+    /// The manifest that names it.
+    pub embedded: Option<Tagged>,
+    /// Who signed what was pushed or written.
+    pub signed_by: Option<String>,
+}
+
+/// An index as others name it.
+#[derive(Debug, Serialize)]
+pub struct NamedIndex {
+    /// Its digest.
+    pub digest: Digest,
+    /// Bytes in it.
+    pub size: u64,
+}
+
+/// A manifest under a tag.
+#[derive(Debug, Serialize)]
+pub struct Tagged {
+    /// The tag.
+    pub tag: String,
+    /// The manifest.
+    pub digest: Digest,
 }
 
 /// One layer of a kit or of its parents, as its manifest has it.
@@ -490,7 +551,7 @@ mod tests {
                             "status": "unchecked", "error": null}],
                 "parents": [{"reference": "p", "digest": EMPTY}],
                 "signatures": [], "attestations": [],
-                "policy": {"decision": "none", "reasons": []}, "model_signature": null,
+                "policy": {"decision": "none", "reasons": []}, "model_signature": null, "attached_index": null,
             })
         );
     }

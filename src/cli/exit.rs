@@ -87,6 +87,8 @@ impl From<&Error> for Exit {
             | Error::IsDirectory { .. }
             | Error::Directory { .. }
             | Error::Write { .. }
+            | Error::Keep { .. }
+            | Error::Index(_)
             | Error::CannotMount
             | Error::Trial { .. }
             | Error::Interrupted
@@ -104,6 +106,7 @@ impl From<&Error> for Exit {
             Error::Mount(error) => Self::of_code(error.exit_code),
             Error::Umount(error) => Self::of_code(error.exit_code()),
             Error::Status(error) => Self::of_code(error.exit_code()),
+            Error::Publish(error) => error.fault().into(),
             Error::Resolve(error) => error.fault().into(),
             Error::Source(error) => error.fault().into(),
             Error::Layer(error) => error.fault().into(),

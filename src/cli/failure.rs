@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::fs::FsError;
 use crate::fs::ModelFailure;
 use crate::fs::ReadError;
+use crate::kit::index::IndexError;
 use crate::kit::name::KitPath;
 use crate::layers::LayerError;
 use crate::mounts::MountFailure;
@@ -17,6 +18,7 @@ use crate::mounts::StatusError;
 use crate::mounts::UmountError;
 use crate::policy::PolicyError;
 use crate::reference::InvalidReference;
+use crate::resolve::PublishError;
 use crate::resolve::ResolveError;
 use crate::source::SourceError;
 use crate::store::StoreError;
@@ -175,6 +177,20 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A file could not be left where it was asked for.
+    #[error("cannot write {}", path.display())]
+    Keep {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The layers of a kit are too much for one index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// An index could not be published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// A file that a command was given cannot be read.
     #[error("cannot read {}", path.display())]
     File {

@@ -6,6 +6,7 @@ use std::io::Write;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
+use crate::cli::documents::InspectedIndex;
 use crate::cli::documents::InspectedLayer;
 use crate::cli::documents::Inspection;
 use crate::cli::failure::Error;
@@ -15,6 +16,7 @@ use crate::cli::text;
 use crate::config::Output;
 use crate::resolve::Link;
 use crate::resolve::Signatures;
+use crate::resolve::Voucher;
 use crate::verify::Verified;
 
 /// Shows manifest, Kitfile and layers.
@@ -39,7 +41,7 @@ pub async fn run(kits: &Kits, reference: &str) -> Result<(), Error> {
         manifest: raw(&manifest(kits, link).await?),
         kitfile: link.kitfile_json().and_then(raw),
         layers: layers.collect(),
-        index: None,
+        index: inspected_index(link),
         signatures: decision.map(|decision| decision.signatures().to_vec()).unwrap_or_default(),
         attestations: decision.map(|decision| decision.attestations().to_vec()).unwrap_or_default(),
     };
@@ -47,6 +49,17 @@ pub async fn run(kits: &Kits, reference: &str) -> Result<(), Error> {
         Output::Json => print::json(&document),
         Output::Text => print::text(|out| write(out, &document, kit.kitfile())),
     }
+}
+
+/// The index that counts, else the first that does not.
+fn inspected_index(link: &Link) -> Option<InspectedIndex> {
+    let seen = link.indexes_seen.iter().min_by_key(|seen| seen.error.is_some())?;
+    let (by, signers) = match &seen.voucher {
+        Some(Voucher::Manifest) => (Some("manifest"), Vec::new()),
+        Some(Voucher::Signers(signers)) => (Some("signature"), signers.clone()),
+        None => (None, Vec::new()),
+    };
+    Some(InspectedIndex { digest: seen.digest, admitted: seen.error.is_none(), by, signers, error: seen.error.clone() })
 }
 
 /// The manifest as its source has it.
@@ -69,6 +82,15 @@ fn write(out: &mut dyn Write, document: &Inspection, kitfile: Option<Verified<By
     for layer in &document.layers {
         let size = print::size(layer.size);
         writeln!(out, "layer      {} {size:>10}  {}", layer.digest, text::name(layer.media_type.as_bytes()))?;
+    }
+    if let Some(index) = &document.index {
+        let digest = index.digest.map(|digest| digest.to_string()).unwrap_or_default();
+        let signers = index.signers.join(", ");
+        match (index.by, &index.error) {
+            (_, Some(error)) => writeln!(out, "index      {digest} not used: {}", text::line(error))?,
+            (Some("manifest"), None) => writeln!(out, "index      {digest} named by the manifest")?,
+            (_, None) => writeln!(out, "index      {digest} signed by {}", text::line(&signers))?,
+        }
     }
     for (word, list) in [("signature", &document.signatures), ("attested", &document.attestations)] {
         list.iter().try_for_each(|shown| print::signature(out, word, shown))?;

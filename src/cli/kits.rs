@@ -120,6 +120,7 @@ impl Kits {
                 (Signatures::Needed, _) | (_, Freshness::Offline) => Documents::Kept,
                 (Signatures::All, _) => Documents::Asked,
             },
+            indexes: &self.config.indexes,
         };
         let kit = Kit::resolve(&self.workshop, &query).await?;
         kit.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

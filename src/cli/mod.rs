@@ -12,6 +12,7 @@ mod documents;
 mod exit;
 mod export;
 mod failure;
+mod index;
 mod inspect;
 mod kits;
 mod log;
@@ -48,6 +49,7 @@ use crate::cli::ls::Depth;
 use crate::cli::ls::Detail;
 use crate::cli::service::Service;
 use crate::cli::verify::Purpose;
+use crate::cli::verify::Then;
 use crate::config::Config;
 use crate::config::Environment;
 use crate::config::Output;
@@ -119,7 +121,7 @@ async fn with_kits(config: Config, task: Task) -> Result<(), Error> {
     };
     let kits = match (open(config), &task) {
         (Ok(kits), _) => kits,
-        (Err(error), Task::Verify { reference, .. } | Task::Pull { reference }) => {
+        (Err(error), Task::Verify { reference, .. } | Task::Pull { reference, .. }) => {
             let result = Err(error);
             verify::report(&mut Verification::of(reference), &result, output)?;
             return result;
@@ -142,9 +144,18 @@ async fn carry_out_with(kits: &Kits, task: Task) -> Result<(), Error> {
         Task::Export { reference, directory } => export::run(kits, &reference, &directory).await,
         Task::Inspect { reference } => inspect::run(kits, &reference).await,
         Task::Verify { reference, model_signature } => {
-            verify::run(kits, &reference, Purpose::Check, model_signature.as_deref()).await
+            let task = model_signature.as_deref().map_or(Then::Nothing, Then::CheckModel);
+            verify::run(kits, &reference, Purpose::Check, task).await
         }
-        Task::Pull { reference } => verify::run(kits, &reference, Purpose::Keep, None).await,
+        Task::Pull { reference, attach_index, sign_key } => {
+            if attach_index {
+                index::needs_registry(&reference, "--attach-index")?;
+            }
+            let key = sign_key.as_deref().map(signer::signing_key).transpose()?;
+            let then = if attach_index { Then::AttachIndex(key.as_ref()) } else { Then::Nothing };
+            verify::run(kits, &reference, Purpose::Keep, then).await
+        }
+        Task::Index(task) => index::run(kits, &task).await,
         Task::Policy(PolicyTask::Explain { reference }) => policy::explain(kits, &reference).await,
         Task::Policy(PolicyTask::Test { file }) => policy::test(kits, &file).await,
         Task::Mount { .. }

@@ -110,6 +110,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
             firm: config.policy.firm.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             installed_root: config.policy.installed_root.as_deref().map(absolute).transpose()?,
         },
+        indexes: config.indexes.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
         cache_dir: absolute(&folders.cache)?,
         state_dir: absolute(&folders.state)?,
         runtime_dir: absolute(&folders.runtime)?,

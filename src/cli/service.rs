@@ -231,6 +231,7 @@ async fn open(
         limits: &settings.limits,
         signatures: Signatures::Needed,
         documents: Documents::Kept,
+        indexes: &request.indexes.iter().map(owned).collect::<Vec<_>>(),
     };
     let kit = Kit::resolve(&workshop, &query).await.map_err(|unresolved| unresolved.error)?;
     kit.warnings.iter().for_each(|warning| {

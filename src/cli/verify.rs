@@ -22,6 +22,7 @@ use crate::cli::documents::Parent;
 use crate::cli::documents::Verification;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Error;
+use crate::cli::index;
 use crate::cli::kits::Kits;
 use crate::cli::kits::PROVED_AT_ONCE;
 use crate::cli::model_signature;
@@ -33,6 +34,7 @@ use crate::digest::Digest;
 use crate::fs::FsError;
 use crate::fs::KitFs;
 use crate::kit::descriptor::Descriptor;
+use crate::kit::index::Index;
 use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::layers::Metadata;
@@ -47,6 +49,7 @@ use crate::resolve::Seen;
 use crate::resolve::Signatures;
 use crate::resolve::Unresolved;
 use crate::source::SourceError;
+use crate::trust::SigningKey;
 use crate::verify::LayerCheck;
 
 /// What becomes of the bytes that were checked.
@@ -58,12 +61,23 @@ pub enum Purpose {
     Keep,
 }
 
+/// What is left to do once everything held.
+#[derive(Clone, Copy, Debug)]
+pub enum Then<'a> {
+    /// Nothing.
+    Nothing,
+    /// A model signature is checked: one in a file, or at a path in the kit.
+    CheckModel(&'a OsStr),
+    /// The index that the pass produced is pushed beside the kit, signed if there is a key.
+    AttachIndex(Option<&'a SigningKey>),
+}
+
 /// Checks everything, and prints what held.
 ///
-/// A model signature, if one is given, is checked last, over the files that the layers hold.
-pub async fn run(kits: &Kits, reference: &str, purpose: Purpose, model: Option<&OsStr>) -> Result<(), Error> {
+/// What is left to do then is done last, with the files that the layers hold.
+pub async fn run(kits: &Kits, reference: &str, purpose: Purpose, then: Then<'_>) -> Result<(), Error> {
     let mut document = Verification::of(reference);
-    let result = check(kits, reference, purpose, model, &mut document).await;
+    let result = check(kits, reference, purpose, then, &mut document).await;
     report(&mut document, &result, kits.config().output)?;
     result
 }
@@ -82,7 +96,7 @@ async fn check(
     kits: &Kits,
     reference: &str,
     purpose: Purpose,
-    model: Option<&OsStr>,
+    then: Then<'_>,
     document: &mut Verification,
 ) -> Result<(), Error> {
     let reference: Reference = reference.parse()?;
@@ -107,7 +121,7 @@ async fn check(
         return Err(error.into());
     }
     // Whether the layers make one tree shows when they are put together: in memory, nothing is mounted.
-    let files = KitFs::open_layers(Arc::clone(kits.workshop()), kit, layers, Metadata::Verified).await;
+    let files = KitFs::open_layers(Arc::clone(kits.workshop()), kit, layers.clone(), Metadata::Verified).await;
     let files = files.inspect_err(|error| {
         if let FsError::Refused { judgements, .. } = error {
             judgements.iter().for_each(|judgement| document.policy.join(judgement));
@@ -115,10 +129,20 @@ async fn check(
     })?;
     files.judgements().iter().for_each(|judgement| document.policy.join(judgement));
     document.mountable = true;
-    if let Some(model) = model {
-        let held = model_signature::check(&files, kits.config(), model).await?;
-        document.model_signature =
-            Some(Model { signer: held.signer, directory: held.root.to_string(), files_outside: held.outside });
+    match then {
+        Then::Nothing => {}
+        Then::CheckModel(model) => {
+            let held = model_signature::check(&files, kits.config(), model).await?;
+            document.model_signature =
+                Some(Model { signer: held.signer, directory: held.root.to_string(), files_outside: held.outside });
+        }
+        Then::AttachIndex(key) => {
+            let Some(link) = files.kit().first() else { return Ok(()) };
+            let own = layers.iter().take(link.contents.layers.len());
+            let proved = own.filter_map(|layer| layer.proved()).map(|index| Index::clone(&index));
+            let index = index::published(proved.collect())?;
+            document.attached_index = Some(index::attach(link, &index, key).await?);
+        }
     }
     Ok(())
 }
@@ -198,6 +222,7 @@ impl Job<'_> {
 async fn check_shown(layer: &Layer, same: &[&Arc<Layer>]) -> Result<(), LayerError> {
     let index = layer.check().await?;
     for layer in same {
+        layer.agree_with_index(&index)?;
         layer.adopt_listing(layer.shown(&index)?);
     }
     Ok(())
@@ -237,6 +262,7 @@ fn tell(workshop: &Workshop, link: &Link, descriptor: &Descriptor, outcome: &Res
 /// Proves a layer into the store, and what the store had of it before.
 async fn keep(layer: &Arc<Layer>, workshop: &Arc<Workshop>) -> Result<(), Arc<LayerError>> {
     let Some(index) = layer.proved() else { return kept(layer, layer.prove().await) };
+    layer.agree_with_index(&index)?;
     let (store, buffers) = (Arc::clone(&workshop.store), workshop.buffers.clone());
     let proving = tokio::task::spawn_blocking(move || {
         let mut entries = 0..index.entries().len() as u32;

@@ -58,6 +58,8 @@ pub struct Config {
     pub policy: policy::Options,
     /// How many signatures are looked at, and how large ones.
     pub limits: Limits,
+    /// Indexes of kits in files.
+    pub indexes: Vec<PathBuf>,
     /// Which parts of the kit; none is all.
     pub filters: Vec<Filter>,
     /// Whether layers are listed ahead of their proof.
@@ -177,6 +179,7 @@ impl Config {
                 (false, false) => Freshness::Prefer,
             },
             limits: limits(settings)?,
+            indexes: paths(settings, "index")?,
             filters: filters(settings)?,
             metadata: choice(settings, "metadata", |word| match word {
                 "provisional" => Some(Metadata::Provisional),

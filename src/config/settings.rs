@@ -53,7 +53,11 @@ const STORE: Scope = Scope::Every("Store and memory");
 const GENERAL: Scope = Scope::Every("General");
 const MOUNT: Scope = Scope::Only(&["mount"]);
 /// The commands that open a kit, which policies decide about.
-const KIT: Scope = Scope::Only(&["mount", "ls", "cat", "export", "inspect", "verify", "pull", "policy explain"]);
+const KIT: Scope =
+    Scope::Only(&["mount", "ls", "cat", "export", "inspect", "verify", "pull", "index", "policy explain"]);
+
+/// The commands that read a kit, and do so by its index where there is one.
+const READ: Scope = Scope::Only(&["mount", "ls", "cat", "export", "inspect", "verify", "pull"]);
 
 /// The commands that look at signatures.
 const SIGNED: Scope = Scope::Only(&[
@@ -180,6 +184,18 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::One("SIZE"),
         scope: SIGNED,
         help: "Look at no attestation that is larger [default: 16MiB]",
+    },
+    Setting {
+        name: "index",
+        kind: Kind::Many("FILE"),
+        scope: READ,
+        help: "Use this index, if who may sign one has signed it or the kit's manifest names it (repeatable)",
+    },
+    Setting {
+        name: "index-key",
+        kind: Kind::Many("FILE"),
+        scope: READ,
+        help: "Use indexes that the owner of this public key has signed; asks nothing of the kit (repeatable)",
     },
     Setting { name: "plain-http", kind: Kind::Switch, scope: SOURCE, help: "Speak plain HTTP to registries" },
     Setting {

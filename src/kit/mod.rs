@@ -9,6 +9,7 @@ pub mod plain;
 pub mod config;
 pub mod parameter;
 pub mod filter;
+pub mod artifact;
 pub mod manifest;
 pub mod media;
 pub mod json;

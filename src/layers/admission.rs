@@ -15,30 +15,52 @@ use crate::verify::Verified;
 /// What was admitted for a layer, if anything was.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    admitted: OnceLock<Arc<Verified<Index>>>,
+    admitted: OnceLock<Given>,
     is_refused: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Given {
+    index: Arc<Verified<Index>>,
+    /// The published index that it is a part of.
+    published: Digest,
 }
 
 impl Layer {
     /// Admits an index of this layer: the way in for published indexes.
     ///
     /// `index` is proved by a chain that the policies accept: the manifest names its digest, or a
-    /// signature on it was endorsed. To be called before [`Layer::list`]; the first index counts.
+    /// signature on it was endorsed; `published` is the digest of the whole that it is a part of. To be
+    /// called before [`Layer::list`]; the first index counts.
     ///
     /// From then on the layer is listed from the index at once, and any range of its files is fetched and
     /// proved alone; where it is compressed and has no seek points, it is proved whole when its first byte
     /// is read. [`LayerError::OtherIndex`] if the index is about something else, and
     /// [`LayerError::FalseIndex`] if the layer was proved here before and is not what the index says: both
-    /// times the layer does without it.
-    pub fn admit(&self, index: Verified<Index>) -> Result<(), LayerError> {
+    /// times the layer does without it. A false index is not used on this host any more.
+    pub fn admit(&self, index: Verified<Index>, published: Digest) -> Result<(), LayerError> {
         let is_ours =
             *index.blob() == self.spec.blob() && self.spec.diff_id.is_none_or(|content| *index.content() == content);
         if !is_ours {
             return Err(LayerError::OtherIndex { layer: *self.digest() });
         }
         self.shown(&index)?;
-        let _admitted_before = self.admission.admitted.set(Arc::new(index));
-        self.proved().map_or(Ok(()), |proved| self.admission.agree(&proved))
+        let _admitted_before = self.admission.admitted.set(Given { index: Arc::new(index), published });
+        self.proved().map_or(Ok(()), |proved| self.agree_with_index(&proved))
+    }
+
+    /// Holds what the layer proved to be against the index that was admitted for it, if one was.
+    pub fn agree_with_index(&self, proved: &Verified<Index>) -> Result<(), LayerError> {
+        let Some(Given { index, published }) = self.admission.admitted.get() else { return Ok(()) };
+        if index.says_the_same(proved) {
+            return Ok(());
+        }
+        self.admission.is_refused.store(true, Ordering::Release);
+        if let Err(error) = self.workshop.store.condemn_index(published) {
+            tracing::warn!(index = %published, %error, "cannot remember that an index is false");
+        }
+        let [expected, actual] = [&***index, &**proved].map(|index| Digest::of(&index.encode()));
+        Err(LayerError::FalseIndex { layer: *proved.layer(), expected, actual })
     }
 
     /// Lets the store know what the admitted index names, which is pinned with the layer.
@@ -54,19 +76,14 @@ impl Layer {
 }
 
 impl Admission {
-    /// The index that was admitted, unless the layer has refused it.
-    pub(super) fn index(&self) -> Option<Arc<Verified<Index>>> {
-        self.admitted.get().filter(|_| !self.is_refused.load(Ordering::Acquire)).cloned()
+    /// Whether the layer has refused the index.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Acquire)
     }
 
-    /// Holds what the layer proved to be against the index. One that says something else is refused, and
-    /// the first to learn of it gets the error.
-    pub(super) fn agree(&self, proved: &Verified<Index>) -> Result<(), LayerError> {
-        let Some(admitted) = self.admitted.get() else { return Ok(()) };
-        if admitted.says_the_same(proved) || self.is_refused.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let [expected, actual] = [&**admitted, proved].map(|index| Digest::of(&index.encode()));
-        Err(LayerError::FalseIndex { layer: *proved.layer(), expected, actual })
+    /// The index that was admitted, unless the layer has refused it.
+    pub(super) fn index(&self) -> Option<Arc<Verified<Index>>> {
+        let admitted = self.admitted.get().filter(|_| !self.is_refused())?;
+        Some(Arc::clone(&admitted.index))
     }
 }

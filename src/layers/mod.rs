@@ -482,7 +482,10 @@ impl Layer {
 
     /// Holds the proved layer against what was said of it before: by an admitted index, by a listing.
     fn agree(&self, index: Verified<Index>) -> Result<Verified<Index>, LayerError> {
-        self.admission.agree(&index)?;
+        // Who learns of a false index first gets the error; the layer goes on without it.
+        if !self.admission.is_refused() {
+            self.agree_with_index(&index)?;
+        }
         let Some(listed) = self.listed.get() else { return Ok(index) };
         if self.shown(&index)?.shows_the_same(listed) {
             Ok(index)

@@ -45,6 +45,8 @@ pub struct MountRequest {
     pub source: SourceSettings,
     /// Who decides whether the kit may be mounted. A worker that takes over does not ask again.
     pub policy: PolicySettings,
+    /// `--index`.
+    pub indexes: Vec<AbsolutePath>,
     /// `--cache-dir`.
     pub cache_dir: AbsolutePath,
     /// `--state-dir`: mount records and the log.

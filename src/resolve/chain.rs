@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use crate::audit;
+use crate::audit::Audit;
 use crate::audit::Event;
 use crate::digest::Digest;
 use crate::fault::Fault;
@@ -28,13 +29,17 @@ use crate::reference::RegistryReference;
 use crate::reference::Version;
 use crate::resolve::Documents;
 use crate::resolve::Freshness;
+use crate::resolve::IndexSeen;
 use crate::resolve::Link;
 use crate::resolve::Query;
 use crate::resolve::ResolveError;
 use crate::resolve::Resolved;
 use crate::resolve::Seen;
 use crate::resolve::Signatures;
+use crate::resolve::UsableIndex;
 use crate::resolve::access;
+use crate::resolve::indexes::Found;
+use crate::resolve::indexes::Search;
 use crate::source::Source;
 use crate::source::SourceError;
 use crate::store::SeenTag;
@@ -125,7 +130,19 @@ impl<'a> Chain<'a> {
         let admitted = self.decide(&candidate, &name).await?;
         self.warnings.extend(candidate.contents.warnings.iter().cloned());
         let models = self.decisions.last().map(|decision| decision.models().to_vec()).unwrap_or_default();
-        self.links.push(candidate.admit(admitted, models));
+        let search = Search {
+            workshop: self.workshop,
+            query: self.query,
+            source: &candidate.source,
+            kit,
+            names: name.names,
+            manifest: &candidate.manifest,
+            contents: &candidate.contents,
+            audit: admitted.audit(),
+        };
+        let Found { usable, seen, warnings } = search.run().await?;
+        self.warnings.extend(warnings);
+        self.links.push(candidate.admit(admitted, models, usable, seen));
         Ok(())
     }
 
@@ -168,7 +185,6 @@ impl<'a> Chain<'a> {
         told.and(admitted)
     }
 
-    /// Where a policy demands a log of what happens, nothing goes on that is not in it.
     async fn tell_decided(&self, name: &Name<'_>, decision: &Decision) -> Result<(), ResolveError> {
         // Where nobody was asked nothing was decided.
         if decision.verdict() == policy::Verdict::None {
@@ -186,18 +202,8 @@ impl<'a> Chain<'a> {
             option: format!("--{}", policy::ALLOW_REFUSED),
             detail: decision.overruled().join("; "),
         });
-        let audit = Arc::clone(&self.workshop.audit);
-        match decision.audit() {
-            AuditDemand::BestEffort => audit.record_soon(event),
-            AuditDemand::Required => {
-                let record = move || {
-                    audit.require()?;
-                    [Some(event), danger].into_iter().flatten().try_for_each(|event| audit.record(event))
-                };
-                tokio::task::spawn_blocking(record).await.map_err(|_| ResolveError::Stopped)??;
-            }
-        }
-        Ok(())
+        let events = [Some(event), danger].into_iter().flatten().collect();
+        tell(&self.workshop.audit, decision.audit(), events).await
     }
 
     /// What lies beside a manifest, by its source; where that cannot be reached, what it said last.
@@ -286,9 +292,27 @@ impl Candidate {
         Ok(Self { reference, digest, source, manifest_bytes, manifest, config, contents })
     }
 
-    pub(super) fn admit(self, admitted: Admitted, models: Vec<ModelDemand>) -> Link {
+    pub(super) fn admit(
+        self,
+        admitted: Admitted,
+        models: Vec<ModelDemand>,
+        indexes: Vec<UsableIndex>,
+        indexes_seen: Vec<IndexSeen>,
+    ) -> Link {
         let Self { reference, digest, source, manifest_bytes, manifest, config, contents } = self;
-        Link { reference, digest, source, manifest_bytes, manifest, config, contents, admitted, models }
+        Link {
+            reference,
+            digest,
+            source,
+            manifest_bytes,
+            manifest,
+            config,
+            contents,
+            admitted,
+            models,
+            indexes,
+            indexes_seen,
+        }
     }
 }
 
@@ -359,7 +383,23 @@ fn tell_resolved(
     });
 }
 
-fn tell_mismatch(workshop: &Workshop, kit: &audit::Kit, mismatch: &DigestMismatch, source: String) {
+/// Writes events down. Where a policy demands a log of what happens, nothing goes on that is not in it.
+pub(super) async fn tell(audit: &Arc<Audit>, demand: AuditDemand, events: Vec<Event>) -> Result<(), ResolveError> {
+    let audit = Arc::clone(audit);
+    match demand {
+        AuditDemand::BestEffort => events.into_iter().for_each(|event| audit.record_soon(event)),
+        AuditDemand::Required => {
+            let record = move || {
+                audit.require()?;
+                events.into_iter().try_for_each(|event| audit.record(event))
+            };
+            tokio::task::spawn_blocking(record).await.map_err(|_| ResolveError::Stopped)??;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn tell_mismatch(workshop: &Workshop, kit: &audit::Kit, mismatch: &DigestMismatch, source: String) {
     workshop.audit.record_soon(Event::Mismatch {
         reference: kit.reference.clone(),
         digest: Some(kit.digest),

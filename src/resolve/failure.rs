@@ -1,5 +1,6 @@
 //! Why a reference did not become a kit.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::audit::AuditError;
@@ -7,6 +8,7 @@ use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::kit::contents::KitError;
 use crate::kit::manifest::ManifestError;
+use crate::policy::IndexRefused;
 use crate::resolve::chain::MAX_LINKS;
 use crate::source::SourceError;
 use crate::trust::TrustError;
@@ -119,6 +121,22 @@ pub enum ResolveError {
         /// Why.
         reasons: Vec<String>,
     },
+    /// A file that should be an index is none, or cannot be read.
+    #[error("cannot use --index {}: {why}", path.display())]
+    IndexFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Nobody who may has signed an index that was given as a file.
+    #[error("--index {} is refused", path.display())]
+    IndexRefused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: IndexRefused,
+    },
     /// The pins of a mount are damaged.
     #[error("{at:?} pins no kit")]
     BadPin {
@@ -137,7 +155,8 @@ impl ResolveError {
             Self::Mismatch { .. } => Fault::Mismatch,
             Self::Trust(error) => error.fault(),
             Self::Audit(error) => error.fault(),
-            Self::Refused { .. } => Fault::Refused,
+            Self::Refused { .. } | Self::IndexRefused { .. } => Fault::Refused,
+            Self::IndexFile { .. } => Fault::Usage,
             Self::NeverSeen { .. } | Self::NeverAsked { .. } => Fault::Unreachable,
             Self::NotAdmitted { .. } => Fault::Denied,
             Self::Stopped

@@ -9,7 +9,10 @@
 mod access;
 mod chain;
 mod failure;
+mod indexes;
+mod publication;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +22,13 @@ use serde::{Deserialize, Serialize};
 use crate::audit;
 use crate::digest::Digest;
 use crate::kit::contents::Contents;
+use crate::kit::contents::KitLayer;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::filter::Filter;
 use crate::kit::manifest::Manifest;
 use crate::layers::Layer;
 use crate::layers::Workshop;
+use crate::ledger;
 use crate::policy::Admitted;
 use crate::policy::Decision;
 use crate::policy::ModelDemand;
@@ -32,6 +37,7 @@ use crate::reference::Reference;
 use crate::resolve::chain::Candidate;
 use crate::resolve::chain::Chain;
 use crate::resolve::chain::kitfile;
+use crate::resolve::indexes::PinnedIndex;
 use crate::source;
 use crate::source::Source;
 use crate::trust::Limits;
@@ -39,6 +45,11 @@ use crate::verify::Unverified;
 use crate::verify::Verified;
 
 pub use failure::ResolveError;
+pub use indexes::IndexSeen;
+pub use indexes::UsableIndex;
+pub use indexes::Voucher;
+pub use publication::Publication;
+pub use publication::PublishError;
 
 /// Who is asked what a tag names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -88,6 +99,8 @@ pub struct Query<'a> {
     pub signatures: Signatures,
     /// Where manifests and configs come from that the store has.
     pub documents: Documents,
+    /// Files with indexes to use, if they count.
+    pub indexes: &'a [PathBuf],
 }
 
 /// Where manifests and configs come from that were seen before.
@@ -166,6 +179,10 @@ pub struct Link {
     pub admitted: Admitted,
     /// What they still demand of its files; nothing where a mount goes on that was let through before.
     pub models: Vec<ModelDemand>,
+    /// The indexes that may be used for its layers.
+    pub indexes: Vec<UsableIndex>,
+    /// Every index that was found for it.
+    pub indexes_seen: Vec<IndexSeen>,
 }
 
 /// What another process needs to open the same kit again without asking a tag.
@@ -186,6 +203,7 @@ struct PinnedLink {
     manifest: Vec<u8>,
     config: Vec<u8>,
     admitted: Admitted,
+    indexes: Vec<PinnedIndex>,
 }
 
 impl Kit {
@@ -212,7 +230,7 @@ impl Kit {
         let mut kit =
             Self { links: Vec::new(), resolved: pinned.resolved, decisions: Vec::new(), warnings: Vec::new() };
         let of_parent = Filter::for_parent(filters).unwrap_or_default();
-        for PinnedLink { reference, at, manifest, config, admitted } in &pinned.links {
+        for PinnedLink { reference, at, manifest, config, admitted, indexes } in &pinned.links {
             let filters = if kit.links.is_empty() { filters } else { &of_parent };
             let at: Reference = at.parse().map_err(|_| ResolveError::BadPin { at: at.clone() })?;
             let digest = at.version().digest.ok_or_else(|| ResolveError::BadPin { at: at.to_string() })?;
@@ -228,7 +246,8 @@ impl Kit {
                 manifest.parse::<Manifest>().map_err(|_| ResolveError::BadPin { at: at.to_string() })?;
             let config = config.verify(&config_digest.config.digest).map_err(mismatch)?;
             let candidate = Candidate::new(reference.clone(), digest, Arc::new(source), manifest, config, filters)?;
-            kit.links.push(candidate.admit(admitted.clone(), Vec::new()));
+            let usable = indexes.iter().filter_map(|index| UsableIndex::reopen(&workshop.store, index));
+            kit.links.push(candidate.admit(admitted.clone(), Vec::new(), usable.collect(), Vec::new()));
         }
         Ok(kit)
     }
@@ -241,6 +260,7 @@ impl Kit {
             manifest: link.manifest_bytes.to_vec(),
             config: link.config.to_vec(),
             admitted: link.admitted.clone(),
+            indexes: link.indexes.iter().map(UsableIndex::pin).collect(),
         };
         Pinned { links: self.links.iter().map(pin).collect(), resolved: self.resolved }
     }
@@ -265,15 +285,19 @@ impl Kit {
 
     /// All layers, in the order in which `kit unpack` would write them: a kit's own, then its parent's.
     pub fn layers(&self, workshop: &Arc<Workshop>) -> Vec<Arc<Layer>> {
-        let of_link = |link: &Link| {
+        let of_link = |(link, spec): (&Link, &KitLayer)| {
             let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
-            let source = Arc::clone(&link.source);
-            let layers = link.contents.layers.clone();
-            layers
-                .into_iter()
-                .map(move |layer| Layer::new(layer, kit.clone(), Arc::clone(&source), Arc::clone(workshop)))
+            let layer = Layer::new(spec.clone(), kit, Arc::clone(&link.source), Arc::clone(workshop));
+            let index = link.indexes.iter().find_map(|index| Some((index.layer(&spec.blob())?, index.digest())));
+            if let Some((index, published)) = index
+                && let Err(error) = layer.admit(index, published)
+            {
+                tracing::warn!("{}", ledger::chain(&error));
+            }
+            layer
         };
-        self.links.iter().flat_map(of_link).collect()
+        let layers = self.links.iter().flat_map(|link| link.contents.layers.iter().map(move |spec| (link, spec)));
+        layers.map(of_link).collect()
     }
 
     /// The Kitfile, unless the filters leave it out.

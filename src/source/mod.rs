@@ -40,6 +40,7 @@ use crate::source::kitops::Store;
 use crate::source::layout::Layout;
 pub use crate::source::meter::Meter;
 use crate::source::registry::Registry;
+pub use crate::source::registry::push::Publisher;
 use crate::source::registry::stream::BlobStream;
 use crate::verify::Unverified;
 
@@ -257,6 +258,28 @@ impl Source {
         match &self.kind {
             Kind::Registry(registry) => registry.blob(blob).await,
             Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => self.exact(blob).await?.read_whole().await,
+        }
+    }
+
+    /// A blob of at most `limit` bytes whole, which is all in memory then.
+    pub async fn whole(&self, blob: &Descriptor, limit: u64) -> Result<Unverified, SourceError> {
+        if blob.size > limit {
+            let why = format!("it has {} bytes, and at most {limit} are read", blob.size);
+            return Err(SourceError::Malformed { what: format!("blob {} in {}", blob.digest, self.name()), why });
+        }
+        let mut stream = self.stream(blob, 0);
+        let mut pieces = Vec::new();
+        while let Some(piece) = stream.next().await {
+            pieces.push(piece?);
+        }
+        Ok(Unverified::join(pieces))
+    }
+
+    /// Prepares to push into this place; `None` where that is no registry.
+    pub async fn publisher(&self) -> Result<Option<Publisher>, SourceError> {
+        match &self.kind {
+            Kind::Registry(registry) => Publisher::open(registry.clone(), &self.options).await.map(Some),
+            Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => Ok(None),
         }
     }
 

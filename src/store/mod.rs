@@ -9,6 +9,7 @@
 //! CACHE/v1/
 //!       access/<hex>               sealed: when a source let somebody have a kit; named by a keyed hash of both
 //!       blobs/<algorithm>-<hex>    manifests and configs, by their digest
+//!       condemned/<algorithm>-<hex>  sealed: a published index that turned out to be false
 //!       layers/<algorithm>-<hex>.<reading>  the sealed index of a layer that was proved whole, as it was
 //!                                  read (`tar+gzip`); its mtime is its last use
 //!       named/<the same>           the sealed index of a layer that a mount was admitted with: it says what
@@ -29,6 +30,7 @@
 
 mod access;
 mod eviction;
+mod indexes;
 mod lock;
 mod material;
 mod objects;
@@ -82,7 +84,17 @@ impl Store {
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
         let root = root.join(FORMAT);
         for folder in [
-            "access", "blobs", "layers", "named", "material", "objects", "partial", "records", "tags", "staging",
+            "access",
+            "blobs",
+            "condemned",
+            "layers",
+            "named",
+            "material",
+            "objects",
+            "partial",
+            "records",
+            "tags",
+            "staging",
             "locks",
         ] {
             let path = root.join(folder);

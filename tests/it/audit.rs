@@ -203,7 +203,7 @@ fn filters_choose_lines() {
     let text = kitfs.run(&["audit", "show", "--event", "layer-verified"]).expect(0);
     assert_eq!(text.text().lines().count(), kit.layers.len());
     assert!(text.text().contains(layer.as_str()), "{text}");
-    for wrong in [&["--since", "yesterday"][..], &["--event", "index-admitted"], &["--until", ""], &["--what", "x"]] {
+    for wrong in [&["--since", "yesterday"][..], &["--event", "index-refused"], &["--until", ""], &["--what", "x"]] {
         kitfs.run(&[&["audit", "show"][..], wrong].concat()).expect(2);
     }
     kitfs.run(&["audit"]).expect(2);

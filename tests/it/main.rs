@@ -21,6 +21,7 @@ mod docker;
 mod fuzz;
 mod hangs;
 mod hostile;
+mod index;
 mod kits;
 mod lazy;
 mod limits;

@@ -145,6 +145,7 @@ impl Bench {
             limits: &limits,
             signatures: Signatures::Needed,
             documents: Documents::Kept,
+            indexes: &[],
         };
         let workshop = self.workshop();
         let opening = async {

@@ -82,6 +82,9 @@ fn trust_is_made_in_one_file() {
 fn only_a_decision_admits() {
     only_in("Admitted {", &["src/policy/decision.rs"], "nothing of a kit is touched that no policy let through");
     only_in("IndexAdmitted {", &["src/policy/decision.rs"], "an index counts only where a policy says who signs one");
+    let why = "an index that nobody vouches for is not looked into by those who use it";
+    only_in("UsableIndex {", &["src/resolve/indexes.rs"], why);
+    only_in("parse::<Published>", &["src/resolve/indexes.rs"], why);
     only_in("Endorsement {", &["src/trust/endorsement.rs"], "only a proof makes an endorsement");
 }
 

@@ -219,6 +219,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
             freshness: Freshness::Prefer,
         },
         policy: PolicySettings::default(),
+        indexes: Vec::new(),
         cache_dir: AbsolutePath::new(state.join("cache")).unwrap(),
         state_dir: AbsolutePath::new(state).unwrap(),
         runtime_dir: AbsolutePath::new(state.join("run")).unwrap(),

@@ -68,6 +68,11 @@ impl Login {
         Ok(credential.map_or(Visitor::ANYBODY, |credential| Visitor::known(host, &credential)))
     }
 
+    /// The user name and password for a host, for whoever logs in by other means.
+    pub(super) async fn credential(&self, host: &str) -> Result<Option<Credential>, SourceError> {
+        self.credentials.find(host).await
+    }
+
     /// Logs in, unless somebody has done so since login `seen`, whose request was answered with `challenges`.
     pub(super) async fn renew(&self, repository: &Repository, seen: u64, challenges: &[String]) -> Result<(), Failure> {
         let _turn = self.turn.lock().await;

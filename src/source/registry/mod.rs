@@ -9,6 +9,7 @@ mod certificates;
 mod failure;
 mod filling;
 mod http;
+pub(super) mod push;
 mod referrers;
 mod request;
 mod scheme;

@@ -321,7 +321,8 @@ pub fn compress(plain: &[u8], compression: Compression) -> (Vec<u8>, &'static st
     match compression {
         Compression::None => (plain.to_vec(), ""),
         Compression::Gzip => {
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            // Level 1 would be one deflate block, where Go's encoder makes many.
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(2));
             gzip.write_all(plain).expect("a vector takes everything");
             (gzip.finish().expect("a vector takes everything"), "+gzip")
         }

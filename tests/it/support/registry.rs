@@ -253,6 +253,14 @@ impl Registry {
         assert_eq!(answer.status(), 201, "pushing a manifest: {}", self.errors());
     }
 
+    /// What it answers to a request for a path.
+    pub fn get(&self, path: &str) -> Vec<u8> {
+        let kinds = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json";
+        let answer = self.send(self.request(reqwest::Method::GET, path).header("Accept", kinds));
+        assert_eq!(answer.status(), 200, "{path}");
+        self.runtime.block_on(answer.bytes()).expect("a whole answer").to_vec()
+    }
+
     fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
         let scheme = if self.access == Access::Plain { "http" } else { "https" };
         let request = self.client.request(method, format!("{scheme}://{}{path}", self.host()));
