@@ -74,6 +74,8 @@ pub enum Task {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+    /// Move running mounts to this binary: their readers notice nothing
+    Upgrade,
     /// Show mounts: reference, digest, bytes verified, last error
     Status {
         /// Only the mount on this directory

@@ -376,6 +376,22 @@ pub struct Unmounted {
     pub used_by: Vec<u32>,
 }
 
+/// What `upgrade` prints.
+#[derive(Debug, Serialize)]
+pub struct UpgradeList {
+    /// The mounts, by directory.
+    pub mounts: Vec<Upgrade>,
+}
+
+/// One mount, as `upgrade` leaves it.
+#[derive(Debug, Serialize)]
+pub struct Upgrade {
+    /// Where it is mounted.
+    pub directory: String,
+    /// Why it is served by the program that it was.
+    pub error: Option<String>,
+}
+
 /// What `status` prints.
 #[derive(Debug, Serialize)]
 pub struct MountList {

@@ -93,6 +93,8 @@ impl From<&Error> for Exit {
             | Error::Trial { .. }
             | Error::Interrupted
             | Error::Output(_)
+            | Error::CannotUpgrade(_)
+            | Error::Upgrade { .. }
             | Error::Stay(_)
             | Error::Start(_) => Self::Failure,
             Error::Bundle { .. } => Self::Refused,

@@ -16,6 +16,7 @@ use crate::layers::LayerError;
 use crate::mounts::MountFailure;
 use crate::mounts::StatusError;
 use crate::mounts::UmountError;
+use crate::mounts::UpgradeError;
 use crate::policy::PolicyError;
 use crate::reference::InvalidReference;
 use crate::resolve::PublishError;
@@ -66,6 +67,17 @@ pub enum Error {
     /// Nothing is known of a mount.
     #[error(transparent)]
     Status(#[from] StatusError),
+    /// Mounts cannot be moved to this program.
+    #[error(transparent)]
+    CannotUpgrade(#[from] UpgradeError),
+    /// Mounts are served by the program that they were.
+    #[error("{failed} of {mounts} mounts did not move to this program")]
+    Upgrade {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        mounts: usize,
+    },
     /// The mount that was to be waited for cannot be.
     #[error("cannot wait for the mount")]
     Stay(#[source] io::Error),

@@ -90,6 +90,7 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
         Task::TrustedRoot(task) => trusted_root::run(&config, task),
         Task::Mount { reference, directory } => mount::mount(&config, &reference, &directory),
         Task::Umount { directory } => mount::umount(&config, &directory),
+        Task::Upgrade => mount::upgrade(&config),
         Task::Status { directory } => mount::status(&config, directory.as_deref()),
         Task::Cache(task) => cache::run(&Kits::open(config)?, task),
         Task::Policy(PolicyTask::Check { file }) => policy::check(&file, config.output),
@@ -160,6 +161,7 @@ async fn carry_out_with(kits: &Kits, task: Task) -> Result<(), Error> {
         Task::Policy(PolicyTask::Test { file }) => policy::test(kits, &file).await,
         Task::Mount { .. }
         | Task::Umount { .. }
+        | Task::Upgrade
         | Task::Status { .. }
         | Task::Cache(_)
         | Task::Audit(_)

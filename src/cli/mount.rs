@@ -8,6 +8,8 @@ use crate::cli::doctor;
 use crate::cli::documents::MountList;
 use crate::cli::documents::Mounted;
 use crate::cli::documents::Unmounted;
+use crate::cli::documents::Upgrade;
+use crate::cli::documents::UpgradeList;
 use crate::cli::failure::Error;
 use crate::cli::log;
 use crate::cli::print;
@@ -146,6 +148,27 @@ pub fn umount(config: &Config, directory: &Path) -> Result<(), Error> {
         }
         Output::Text => Ok(()),
     }
+}
+
+/// Moves the mounts of the state directory to this program.
+pub fn upgrade(config: &Config) -> Result<(), Error> {
+    let upgraded = mounts::upgrade(&config.folders.state)?;
+    let list = upgraded.iter().map(|mount| Upgrade {
+        directory: mount.directory.to_string_lossy().into_owned(),
+        error: mount.result.as_ref().err().map(|error| text::chain(error)),
+    });
+    let list = UpgradeList { mounts: list.collect() };
+    match config.output {
+        Output::Json => print::json(&list)?,
+        Output::Text => print::text(|out| {
+            list.mounts.iter().try_for_each(|mount| {
+                let said = mount.error.as_deref().unwrap_or("moved");
+                writeln!(out, "{}  {}", text::name(mount.directory.as_bytes()), text::line(said))
+            })
+        })?,
+    }
+    let failed = list.mounts.iter().filter(|mount| mount.error.is_some()).count();
+    if failed == 0 { Ok(()) } else { Err(Error::Upgrade { failed, mounts: list.mounts.len() }) }
 }
 
 /// Shows one mount, or those of the state directory.

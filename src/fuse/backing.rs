@@ -7,8 +7,9 @@
 //! Registering takes CAP_SYS_ADMIN in the initial user namespace.
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// `FUSE_DEV_IOC_BACKING_CLOSE`: `_IOW(229, 2, uint32_t)`, include/uapi/linux/fuse.h.
 const BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
@@ -48,12 +49,15 @@ pub fn unregister(device: BorrowedFd<'_>, id: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes a read lease. This process gets SIGIO when somebody wants to write. `WouldBlock` while somebody can.
-pub fn take_lease(file: BorrowedFd<'_>) -> io::Result<()> {
-    fcntl(file, libc::F_SETLEASE, libc::F_RDLCK)?;
-    // A lease that another process took on this open file tells that one.
-    fcntl(file, libc::F_SETOWN, std::process::id().cast_signed())?;
-    Ok(())
+/// Takes a read lease, for as long as the result is open. This process gets SIGIO when somebody wants to write.
+/// `WouldBlock` while somebody can.
+///
+/// The file is opened once more: the kernel keeps a file that is registered, and its lease would outlive whoever is
+/// told of it.
+pub fn take_lease(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let leased = OwnedFd::from(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?);
+    fcntl(leased.as_fd(), libc::F_SETLEASE, libc::F_RDLCK)?;
+    Ok(leased)
 }
 
 /// Whether nobody has asked for the lease back.
@@ -74,9 +78,6 @@ fn fcntl(file: BorrowedFd<'_>, command: libc::c_int, argument: libc::c_int) -> i
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
@@ -86,10 +87,10 @@ mod tests {
         // Its own handle can write.
         assert_eq!(take_lease(reader.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let path = file.into_temp_path();
-        take_lease(reader.as_fd()).unwrap();
-        assert!(has_lease(reader.as_fd()));
-        end_lease(reader.as_fd()).unwrap();
-        assert!(!has_lease(reader.as_fd()));
+        let leased = take_lease(reader.as_fd()).unwrap();
+        assert!(has_lease(leased.as_fd()) && !has_lease(reader.as_fd()));
+        end_lease(leased.as_fd()).unwrap();
+        assert!(!has_lease(leased.as_fd()));
         drop(path);
     }
 }

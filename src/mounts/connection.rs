@@ -72,6 +72,11 @@ impl Connection {
         }
     }
 
+    /// A connection that another holder mounted, with the INIT request and its answer.
+    pub(super) fn adopt(device: OwnedFd, number: (u32, u32), init: Vec<u8>, reply: Vec<u8>) -> Self {
+        Self { device, number, init, reply: Some(reply) }
+    }
+
     /// The descriptor that workers serve.
     pub(super) fn device(&self) -> BorrowedFd<'_> {
         self.device.as_fd()

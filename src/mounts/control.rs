@@ -63,6 +63,16 @@ impl Drop for Listener {
 
 /// Asks a holder, and waits for its answer this long at most.
 pub(super) fn ask(path: &Path, query: &Query, longest: Duration) -> io::Result<Answer> {
+    ask_with(path, query, &[], longest)
+}
+
+/// The same, with descriptors that belong to the question.
+pub(super) fn ask_with(
+    path: &Path,
+    query: &Query,
+    descriptors: &[BorrowedFd<'_>],
+    longest: Duration,
+) -> io::Result<Answer> {
     let deadline = Instant::now() + longest;
     let (folder, name) = parts(path)?;
     let socket = socket()?;
@@ -72,7 +82,7 @@ pub(super) fn ask(path: &Path, query: &Query, longest: Duration) -> io::Result<A
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the socket is another user's"));
     }
     let channel = Channel::new(socket)?;
-    channel.send(query, &[])?;
+    channel.send(query, descriptors)?;
     let answer = channel.wait(Some(deadline))?;
     answer.map(|(answer, _)| answer).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }

@@ -64,7 +64,8 @@ pub fn mount(mut request: MountRequest, mut progress: impl FnMut(Progress)) -> R
     let (copies, descriptors): (Vec<_>, Vec<_>) = copies.map_err(cannot)?.into_iter().unzip();
     request.audit.copies = copies;
     let kept = request.audit.descriptors();
-    let child = process::start(&arguments, theirs, errors, Session::Own, kept).map_err(cannot)?;
+    let program = process::program().map_err(cannot)?;
+    let child = process::start(&program, &arguments, theirs, errors, Session::Own, kept).map_err(cannot)?;
     drop(descriptors);
     let mut holder = Started::new(child).map_err(cannot)?;
     let order = FromCaller::Mount(Box::new(Order { request, mounted: place.mounted }));
@@ -213,7 +214,8 @@ fn interrupted() -> MountFailure {
     MountFailure::new(1, "interrupted, and nothing is mounted")
 }
 
-fn random_id() -> io::Result<String> {
+/// A name that no other mount has.
+pub(super) fn random_id() -> io::Result<String> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(hex::encode(bytes))

@@ -4,14 +4,17 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mounts::estate::Estate;
 use crate::mounts::request::{MountFailure, MountRequest, Progress, Snapshot, Summary};
 use crate::mounts::status::Status;
 
-/// From `kitfs mount` to the holder.
+/// From `kitfs mount` to the holder, or from whoever held its mount before.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromCaller {
     /// Mount this.
     Mount(Box<Order>),
+    /// Hold this, which is mounted and served. Comes with connection, tree and table.
+    Adopt(Box<Estate>),
 }
 
 /// What the holder is asked to do.
@@ -48,6 +51,8 @@ pub(super) enum ToWorker {
     Serve {
         /// Whether it does.
         passthrough: bool,
+        /// What to leave to a new holder if this one dies.
+        estate: Box<Estate>,
     },
     /// Somebody wanted to write to these backing files.
     Touched(Vec<u32>),
@@ -114,6 +119,8 @@ pub(super) enum Query {
     Identity,
     /// How the mount is. Answered by the worker, or in its place.
     Status,
+    /// Move the mount to the program that comes with this.
+    Upgrade,
 }
 
 /// The holder's answer.
@@ -123,6 +130,8 @@ pub(super) enum Answer {
     Identity(Box<Identity>),
     /// To [`Query::Status`].
     Status(Box<Status>),
+    /// To [`Query::Upgrade`]: it has begun.
+    Upgrading,
     /// There is no mount yet.
     Preparing,
 }

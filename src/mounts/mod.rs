@@ -6,22 +6,26 @@
 //! through the mount table and /proc, so they need no state of their own.
 //!
 //! In reading order: what the processes tell each other (`request`, `message`, `wire`), the two of them
-//! (`holder`, `worker`), what they work with (`connection`, `control`, `record`, `process`, `keeper`), and the commands (`launch`, `umount`, `status`, with `mountinfo` and `users`).
+//! (`holder`, `worker`), what they work with (`connection`, `control`, `record`, `process`, `keeper`,
+//! `estate`), and the commands (`launch`, `umount`, `status`, `upgrade`, with `mountinfo` and `users`).
 //!
 //! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
 mod connection;
 mod control;
+mod estate;
 mod holder;
 mod keeper;
 mod launch;
 mod message;
 mod mountinfo;
+mod privileges;
 mod process;
 mod record;
 mod request;
 mod status;
 mod umount;
+mod upgrade;
 mod users;
 mod wire;
 mod worker;
@@ -38,6 +42,7 @@ pub use request::{
 };
 pub use status::{Status, StatusError, status, status_of_all};
 pub use umount::{UmountError, Unmounted, umount};
+pub use upgrade::{UpgradeError, Upgraded, upgrade, upgrade_to};
 pub use worker::{Predecessor, Prepared, Served, tree_file};
 
 /// Runs a holder or a worker, if the program's arguments (its name among them) are theirs. Comes before any

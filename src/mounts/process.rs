@@ -35,18 +35,32 @@ pub(super) enum Session {
     Same,
 }
 
-/// Starts this program again. It has the socket for standard input, `/` for working directory, and no
+/// The program that runs here, also when its path leads to a newer one by now: a worker that takes over must number
+/// the tree as the first one did.
+pub(super) fn program() -> io::Result<File> {
+    File::open("/proc/self/exe")
+}
+
+/// The program that is in the place of the one that runs here.
+pub(super) fn newer_program() -> io::Result<File> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::fs::read_link("/proc/self/exe")?;
+    // What the kernel says of a file that was replaced.
+    let path = path.as_os_str().as_bytes();
+    File::open(OsStr::from_bytes(path.strip_suffix(b" (deleted)").unwrap_or(path)))
+}
+
+/// Starts a program, this one as a rule. It has the socket for standard input, `/` for working directory, and no
 /// other descriptor of this process but, where asked, standard error and those in `kept`.
 pub(super) fn start(
+    program: &File,
     arguments: &[&OsStr],
     channel: OwnedFd,
     errors: Stdio,
     session: Session,
     kept: Vec<RawFd>,
 ) -> io::Result<Child> {
-    // The link leads to this binary, also when the path of it names a newer one by now: a worker that
-    // takes over must number the tree as the first one did.
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(proc_path(program));
     command.arg0(NAME).args(arguments).current_dir("/").stdin(channel).stdout(Stdio::null()).stderr(errors);
     // SAFETY: system calls only, no memory is touched: what fork allows before exec.
     unsafe {
@@ -156,7 +170,7 @@ impl Started {
 }
 
 /// Sends a signal to a process that may be gone.
-fn signal(process: impl AsFd, signal: Signal) {
+pub(super) fn signal(process: impl AsFd, signal: Signal) {
     match rustix::process::pidfd_send_signal(process, signal) {
         Ok(()) | Err(Errno::SRCH) => {}
         Err(error) => tracing::warn!(%error, ?signal, "a process of this mount cannot be signalled"),

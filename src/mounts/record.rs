@@ -70,7 +70,8 @@ impl Record {
 
 impl Drop for Written {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
+        let removed = fs::remove_file(&self.path);
+        if let Some(error) = removed.err().filter(|error| error.kind() != io::ErrorKind::NotFound) {
             tracing::warn!(%error, path = %self.path.display(), "the mount record cannot be removed");
         }
     }
@@ -104,6 +105,11 @@ pub(super) fn living(state_dir: &Path) -> io::Result<Vec<Record>> {
     }
     living.sort_by(|a, b| a.directory.as_os_str().cmp(b.directory.as_os_str()));
     Ok(living)
+}
+
+/// Removes the record of a holder that another one follows.
+pub(super) fn forget(state_dir: &Path, id: &str) {
+    let _gone = fs::remove_file(folder(state_dir).join(format!("{id}.json")));
 }
 
 /// Makes a folder, and what it lies in, for this user alone. One that is there stays as it is.

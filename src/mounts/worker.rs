@@ -9,7 +9,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -18,11 +18,17 @@ use crate::fuse::backing::Backing;
 use crate::fuse::beat::Beat;
 use crate::fuse::opens::Opens;
 use crate::fuse::session::{Access, Connection, Greeted};
+use crate::mounts::estate;
+use crate::mounts::estate::{Estate, Keys};
 use crate::mounts::keeper::Keeper;
 use crate::mounts::message::{FromWorker, Task, ToWorker};
+use crate::mounts::privileges;
 use crate::mounts::process;
-use crate::mounts::request::{LogSettings, MountFailure, MountRequest, Progress, Snapshot, Summary};
+use crate::mounts::request::{LogSettings, MountFailure, MountRequest, Presence, Progress, Snapshot, Summary};
 use crate::mounts::wire::Channel;
+
+/// How often a worker looks for another holder.
+const HOLDERS: u32 = 5;
 
 /// How often a worker says how it is without being asked: what dies with it is younger than this.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -119,6 +125,9 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let Task { request, predecessor, condemned, oom_score } = *task;
     S::start_log(&request.log, &request.state_dir);
     request.audit.keep_private();
+    if let Err(error) = privileges::drop_all_but_needed() {
+        tracing::warn!(%error, "this worker keeps privileges that it does not need");
+    }
     if let Some(Err(error)) = oom_score.map(process::set_oom_score) {
         tracing::debug!(%error, "the out-of-memory score stays as it is");
     }
@@ -143,23 +152,20 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let served = Arc::new(served);
     let prepared = FromWorker::Prepared(summary.clone());
     channel.send_patiently(&prepared, &[tree.as_fd()], None)?;
-    drop(tree);
 
     let (ToWorker::Greet, descriptors) = next(channel)? else { return Err(unexpected()) };
     let [device, greeter] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| unexpected())?;
     let access = if request.options.allow_other { Access::Everybody } else { Access::Owner };
     let keeper = Arc::new(Keeper::new(Channel::new(keeper)?));
-    let opens = Arc::new(Opens::new(table, Box::new(Arc::clone(&keeper)))?);
+    let opens = Arc::new(Opens::new(table.try_clone()?, Box::new(Arc::clone(&keeper)))?);
     let filesystem = served.filesystem(beat.clone(), Arc::clone(&opens));
     let session = Greeted::shake_hands(filesystem, greeter, access, beat.clone(), condemned)?;
-    let (ToWorker::Serve { passthrough }, _) = next(channel)? else { return Err(unexpected()) };
+    let (ToWorker::Serve { passthrough, estate }, _) = next(channel)? else { return Err(unexpected()) };
+    reclaim(&opens, &keeper, &*served)?;
     if passthrough {
-        reclaim(&opens, &keeper, &*served)?;
         opens.allow_passthrough();
     }
     let session = session.attach(device.as_fd(), connection)?;
-    // The session has a descriptor of its own; the connection must be able to end with it.
-    drop(device);
     if connection == Connection::New
         && let Err(failure) = served.mounted()
     {
@@ -167,19 +173,49 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     }
     channel.send_patiently(&FromWorker::Serving, &[], None)?;
 
+    // Locked while the mount is given to a new holder, or its end is told: one of the two.
+    let farewell = Mutex::new(());
     std::thread::scope(|threads| {
         let reporter = std::thread::Builder::new().name("kitfs-report".to_owned());
-        reporter.spawn_scoped(threads, || report(channel, &beat, &opens, &*served))?;
+        reporter.spawn_scoped(threads, || {
+            report(channel, &beat, &opens, &*served);
+            if request.presence == Presence::Background {
+                let keys = Keys { device: device.as_fd(), tree: tree.as_fd(), opens: table.as_fd() };
+                find_holder(&estate, keys, &farewell, || served.snapshot());
+            }
+        })?;
         session.run()?;
         served.ended();
         let told = channel.send_patiently(&FromWorker::Ended, &[], Some(Instant::now() + REPORT_EVERY));
         if told.is_err() {
-            // The holder is gone, and cannot say it.
+            // The holder is gone, and cannot say it; nor is there another one.
+            let _last = farewell.lock().unwrap_or_else(PoisonError::into_inner);
             S::unmounted(&request, &summary);
+            std::process::exit(0)
         }
         // Without a look back: the reporter listens for ever, and what waits for a source may too.
         std::process::exit(0)
     })
+}
+
+/// Starts a new holder in place of the one that died, and leaves the mount to it. Returns if that cannot be: then the
+/// mount lives as long as this process.
+fn find_holder(estate: &Estate, keys: Keys<'_>, farewell: &Mutex<()>, snapshot: impl Fn() -> Snapshot) {
+    for attempt in 1..=HOLDERS {
+        let locked = farewell.lock().unwrap_or_else(PoisonError::into_inner);
+        let estate = Estate { worker: std::process::id(), snapshot: Some(snapshot()), ..estate.clone() };
+        match process::program().and_then(|program| estate::hand_over(&program, &estate, keys)) {
+            Ok(()) => {
+                // Without a look back, and without destructors: a reply that is dropped is an error to its reader,
+                // and one that is not sent is answered by the next worker.
+                // SAFETY: ends the process, and touches no memory.
+                unsafe { libc::_exit(0) }
+            }
+            Err(error) => tracing::error!(%error, attempt, "no other process holds the mount"),
+        }
+        drop(locked);
+        std::thread::sleep(REPORT_EVERY * attempt);
+    }
 }
 
 /// Makes holder and table agree about the files that are in passthrough. A holder that registered none of them
@@ -198,8 +234,7 @@ fn reclaim(opens: &Opens, keeper: &Keeper, served: &impl Served) -> io::Result<(
     Ok(())
 }
 
-/// Says how the worker is, when asked and when it has changed, until the holder is gone. The mount goes on
-/// without a holder.
+/// Says how the worker is, when asked and when it has changed, until the holder is gone.
 fn report(channel: &Channel, beat: &Beat, opens: &Opens, served: &impl Served) {
     let mut last = None;
     loop {
@@ -225,7 +260,7 @@ fn report(channel: &Channel, beat: &Beat, opens: &Opens, served: &impl Served) {
                 }
             }
             Ok(None) => {
-                tracing::error!("the process that holds the mount is gone; the mount lives as long as this one");
+                tracing::error!("the process that holds the mount is gone");
                 return;
             }
             Err(error) => {

@@ -113,6 +113,32 @@ fn what_is_open_keeps_its_mode_when_workers_die() {
 }
 
 #[test]
+fn an_upgrade_moves_mounts_and_what_is_open() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let mount = warm(&kitfs, &[]);
+    let held = File::open(mount.at("model/large")).expect("it is there");
+    let newer = kitfs.path("newer");
+    std::fs::copy(env!("CARGO_BIN_EXE_kitfs"), &newer).expect("our own directory");
+    let output = kitfs.other(&newer).args(["upgrade", "--output", "json"]).output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let list: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(list["mounts"][0]["error"], serde_json::Value::Null, "{said}");
+    for key in ["pid", "holder_pid"] {
+        let program = std::fs::read_link(format!("/proc/{}/exe", mount.process(key))).expect("it runs");
+        assert_eq!(program, newer, "{key}");
+    }
+    check_without_worker(&mount, &held);
+    drop(held);
+    mount.unmount();
+    let none = kitfs.run(&["upgrade", "--output", "json"]).expect(0).json();
+    assert_eq!(none, serde_json::json!({"mounts": []}));
+}
+
+#[test]
 fn a_cached_file_that_is_written_to_is_not_handed_out_again() {
     if !host::can_mount() {
         return;

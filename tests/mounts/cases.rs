@@ -165,6 +165,8 @@ fn the_background_keeps_nothing_of_the_caller() {
     }
     let worker = fs::read_to_string(format!("/proc/{}/status", status.pid)).unwrap();
     assert!(worker.contains("SigBlk:\t0000000000000000"), "{worker}");
+    // Of all that root may do, only DAC_OVERRIDE and DAC_READ_SEARCH, and nothing that a program could add.
+    assert!(worker.contains("CapPrm:\t0000000000000006") && worker.contains("NoNewPrivs:\t1"), "{worker}");
     let score = |pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned();
     let own = score(std::process::id());
     assert_eq!(score(status.pid), own);
@@ -289,10 +291,7 @@ fn the_foreground_ends_with_its_command() {
 
 fn a_dead_mount_is_told_and_removed() {
     let host = Host::mounted("toy:ok");
-    let status = host.status();
-    signal(status.holder_pid, Signal::KILL);
-    signal(status.pid, Signal::KILL);
-    eventually("they die", || host.processes().is_empty());
+    host.kill_both();
     // A request that meets the end of the connection is ECONNABORTED, every later one ENOTCONN.
     let error = || fs::metadata(host.directory().join("f0")).unwrap_err().raw_os_error();
     eventually("the connection ends", || error() == Some(libc::ENOTCONN));
@@ -307,11 +306,7 @@ fn a_dead_mount_is_told_and_removed() {
 
 fn records_of_dead_holders_are_cleaned_up() {
     let host = Host::mounted("toy:ok");
-    let status = host.status();
-    signal(status.holder_pid, Signal::KILL);
-    eventually("it dies", || host.processes().len() == 1);
-    // The worker goes on without it.
-    check(&host.directory(), 9);
+    host.kill_both();
     assert_eq!(kitfs::mounts::status_of_all(&host.state()).unwrap(), []);
     host.umount(Busy::Keep).unwrap();
     eventually("all end", || host.processes().is_empty());

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kitfs::mounts::{Busy, State};
+use kitfs::mounts::{Busy, State, Status};
 use rustix::process::Signal;
 
 use crate::host::{Host, check, eventually, signal};
@@ -24,6 +24,9 @@ pub const ALL: &[(&str, fn())] = cases![
     a_worker_without_a_sign_of_life_is_replaced,
     a_request_that_kills_workers_is_refused_alone,
     heirs_that_cannot_take_over_fail_the_mount,
+    a_worker_whose_holder_dies_finds_another,
+    readers_notice_nothing_of_an_upgrade,
+    a_program_that_cannot_serve_the_mount_leaves_it_to_the_old_one,
 ];
 
 fn readers_notice_nothing_of_fifty_killed_workers() {
@@ -249,4 +252,93 @@ fn heirs_that_cannot_take_over_fail_the_mount() {
         host.umount(Busy::Keep).unwrap();
         host.assert_nothing_left();
     }
+}
+
+fn a_worker_whose_holder_dies_finds_another() {
+    let host = Host::mounted("toy:passing");
+    let held = File::open(host.directory().join("f1")).unwrap();
+    for _ in 0..3 {
+        let before = host.status();
+        signal(before.holder_pid, Signal::KILL);
+        let another = || kitfs::mounts::status(&host.directory()).is_ok_and(|now| is_other(&now, &before));
+        eventually("there is another holder, and a worker of its own", another);
+        let again = File::open(host.directory().join("f1")).unwrap();
+        check_without_worker(&host, || assert!(mapped_equals(&held, toy::content(1))));
+        assert!(mapped_equals(&again, toy::content(1)));
+        assert_eq!(kitfs::mounts::status_of_all(&host.state()).unwrap().len(), 1);
+        assert_eq!(host.status().mounted_at, before.mounted_at);
+    }
+    // The leases have moved too.
+    drop(writer(&toy::backing_path(&host.state(), 1)));
+    eventually("it is noticed", || File::open(host.directory().join("f1")).is_err());
+    drop(held);
+    host.umount(Busy::Keep).unwrap();
+    eventually("all end", || host.processes().is_empty());
+    host.assert_nothing_left();
+    assert_eq!(host.told_unmounted(), "toy:passing\n");
+}
+
+fn is_other(now: &Status, before: &Status) -> bool {
+    now.state == State::Ready && now.holder_pid != before.holder_pid && now.pid != before.pid && now.pid != 0
+}
+
+/// A copy of this program, for a mount to move to.
+fn another_program(host: &Host) -> std::process::Command {
+    let program = host.folder().join("newer");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = std::process::Command::new(program);
+    command.arg("upgrade").arg(host.state());
+    command
+}
+
+fn program_of(pid: u32) -> std::path::PathBuf {
+    fs::read_link(format!("/proc/{pid}/exe")).unwrap()
+}
+
+fn readers_notice_nothing_of_an_upgrade() {
+    let host = Host::mounted("toy:passing");
+    let held = File::open(host.directory().join("f1")).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let reader = threads.spawn(|| {
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                number = (number + 7) % toy::FILES;
+                check(&host.directory(), number);
+            }
+        });
+        let before = host.status();
+        let output = another_program(&host).output().unwrap();
+        assert!(output.status.success(), "{output:?}\n{}", host.log());
+        let after = host.next_worker(before.pid);
+        assert!(is_other(&after, &before), "{before:?} {after:?}");
+        for pid in [after.pid, after.holder_pid] {
+            assert_eq!(program_of(pid), host.folder().join("newer"));
+        }
+        stop.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+    });
+    check_without_worker(&host, || assert!(mapped_equals(&held, toy::content(1))));
+    drop(held);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+fn a_program_that_cannot_serve_the_mount_leaves_it_to_the_old_one() {
+    let host = Host::mounted("toy:ok");
+    let held = File::open(host.directory().join("f1")).unwrap();
+    let before = host.status();
+    let script = host.folder().join("newer");
+    // Starts, and does not get ready.
+    fs::write(&script, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(kitfs::mounts::upgrade_to(&host.state(), &File::open(&script).unwrap()).unwrap()[0].result.is_err());
+    let after = host.next_worker(before.pid);
+    assert_eq!(after.holder_pid, before.holder_pid);
+    assert_eq!(program_of(after.pid), program_of(after.holder_pid));
+    held.read_exact_at(&mut [0; 4096], 2_000_000).unwrap();
+    check(&host.directory(), 2);
+    drop(held);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
 }

@@ -13,6 +13,7 @@ use kitfs::mounts::{
     PolicySettings, Presence, Progress, SourceSettings, State, Status,
 };
 use kitfs::resolve::Freshness;
+use rustix::process::Signal;
 
 use crate::toy;
 
@@ -90,6 +91,16 @@ impl Host {
         kitfs::mounts::umount(&self.directory(), busy)
     }
 
+    /// Kills the worker and the holder: nobody is left to start another one.
+    pub fn kill_both(&self) {
+        let status = self.status();
+        // A worker that runs would look for another holder.
+        signal(status.pid, Signal::STOP);
+        signal(status.holder_pid, Signal::KILL);
+        signal(status.pid, Signal::KILL);
+        eventually("they die", || self.processes().is_empty());
+    }
+
     /// Waits for a worker other than that one, which answers for itself.
     pub fn next_worker(&self, before: u32) -> Status {
         let deadline = Instant::now() + PATIENCE;
@@ -163,6 +174,13 @@ pub fn command(reference: &str, directory: &Path, state: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg("mount").arg(reference).arg(directory).arg(state).stdin(Stdio::null());
     command
+}
+
+/// `kitfs upgrade`.
+pub fn upgrade_command(arguments: &[String]) -> ExitCode {
+    let upgraded = kitfs::mounts::upgrade(Path::new(&arguments[0])).unwrap();
+    println!("{upgraded:?}");
+    if upgraded.iter().all(|mount| mount.result.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// `kitfs umount`.

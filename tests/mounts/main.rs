@@ -30,6 +30,9 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == "umount") {
         return host::umount_command(&arguments[1..]);
     }
+    if arguments.first().is_some_and(|first| first == "upgrade") {
+        return host::upgrade_command(&arguments[1..]);
+    }
     if arguments.iter().any(|argument| argument == "--list") {
         cases().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

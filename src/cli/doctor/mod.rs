@@ -44,6 +44,7 @@ pub fn diagnose(folders: &Folders) -> Diagnosis {
         allow_other(&host),
         takeover(&host),
         passthrough(&host, &folders.cache),
+        privileges(&host),
         sealing(&folders.cache),
         readahead(&host),
         kept_on_disk(&folders.cache),
@@ -186,6 +187,18 @@ fn sealing(cache: &Path) -> Check {
             bad(name, detail, "a kernel with CONFIG_FS_VERITY, and ext4, f2fs (made with -O verity) or btrfs")
         }
     }
+}
+
+fn privileges(host: &Host) -> Check {
+    let name = "privileges";
+    let detail = match host.is_root {
+        true => {
+            "the process that reads kits keeps DAC_OVERRIDE and DAC_READ_SEARCH of root's capabilities, and \
+             no_new_privs; the one that holds the mount keeps all, and reads nothing"
+        }
+        false => "the process that reads kits has no capability, and no_new_privs",
+    };
+    good(name, detail)
 }
 
 fn readahead(host: &Host) -> Check {

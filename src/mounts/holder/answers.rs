@@ -1,7 +1,7 @@
 //! What the holder says of the mount to those who ask.
 
 use crate::mounts::holder::Holder;
-use crate::mounts::message::{Answer, Identity, ToWorker};
+use crate::mounts::message::{Answer, Identity, Query, ToWorker};
 use crate::mounts::request::State;
 use crate::mounts::status::Status;
 
@@ -10,10 +10,19 @@ impl Holder {
         if let Some(listener) = &self.listener {
             self.clients.accept(listener);
         }
-        let (identities, statuses) = self.clients.hear();
-        for client in identities {
-            let answer = self.identity().map_or(Answer::Preparing, |identity| Answer::Identity(Box::new(identity)));
-            self.clients.reply(client, &answer);
+        let mut statuses = Vec::new();
+        for (client, query, descriptor) in self.clients.hear() {
+            let answer = match query {
+                Query::Identity => self.identity().map(|identity| Answer::Identity(Box::new(identity))),
+                Query::Upgrade => {
+                    descriptor.is_some_and(|program| self.upgrade(program.into())).then_some(Answer::Upgrading)
+                }
+                Query::Status => {
+                    statuses.push(client);
+                    continue;
+                }
+            };
+            self.clients.reply(client, &answer.unwrap_or(Answer::Preparing));
         }
         if self.ready.is_none() {
             for client in statuses {
@@ -49,7 +58,7 @@ impl Holder {
 
     /// The status, if the mount is ready. `state` is what it is at best.
     pub(super) fn status(&self, at_best: State) -> Option<Status> {
-        let (Some((summary, _)), Some(ready)) = (&self.prepared, &self.ready) else { return None };
+        let (Some((summary, _)), Some(_)) = (&self.prepared, &self.ready) else { return None };
         let snapshot = self.snapshot.as_ref();
         let state = match (at_best, snapshot) {
             (State::Ready, Some(snapshot)) => snapshot.state,
@@ -71,7 +80,7 @@ impl Holder {
             cache_hits: snapshot.map_or(0, |snapshot| snapshot.cache_hits),
             takeovers: self.takeovers,
             last_error: self.failed.clone().or_else(|| snapshot.and_then(|snapshot| snapshot.last_error.clone())),
-            mounted_at: ready.mounted_at.clone(),
+            mounted_at: self.mounted_at.clone(),
         })
     }
 }

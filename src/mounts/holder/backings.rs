@@ -17,23 +17,22 @@ pub(super) struct Backings {
 
 #[derive(Debug)]
 struct Kept {
-    file: OwnedFd,
+    leased: OwnedFd,
     /// Somebody wanted to write to it.
     touched: bool,
 }
 
 impl Backings {
     fn register(&mut self, connection: &Connection, file: OwnedFd) -> io::Result<u32> {
-        backing::take_lease(file.as_fd())?;
-        // Closing the file ends the lease.
+        let leased = backing::take_lease(file.as_fd())?;
         let id = backing::register(connection.device(), &file)?;
-        self.kept.insert(id, Kept { file, touched: false });
+        self.kept.insert(id, Kept { leased, touched: false });
         Ok(id)
     }
 
     fn adopt(&mut self, id: u32, file: OwnedFd) -> io::Result<u32> {
-        backing::take_lease(file.as_fd())?;
-        self.kept.insert(id, Kept { file, touched: false });
+        let leased = backing::take_lease(file.as_fd())?;
+        self.kept.insert(id, Kept { leased, touched: false });
         Ok(id)
     }
 
@@ -54,12 +53,12 @@ impl Backings {
     /// Looks for files that somebody wants to write to, and gives them free: whoever wants to, waits for that.
     fn look(&mut self) {
         for (id, kept) in self.kept.iter_mut().filter(|(_, kept)| !kept.touched) {
-            if backing::has_lease(kept.file.as_fd()) {
+            if backing::has_lease(kept.leased.as_fd()) {
                 continue;
             }
             kept.touched = true;
             tracing::error!(id, "a cached file that is in use is being opened for writing");
-            if let Err(error) = backing::end_lease(kept.file.as_fd()) {
+            if let Err(error) = backing::end_lease(kept.leased.as_fd()) {
                 tracing::warn!(%error, "whoever writes to the cache waits for a lease");
             }
         }

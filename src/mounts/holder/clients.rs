@@ -1,7 +1,6 @@
 //! Those who ask a holder: at most a few at a time, none of them waited for.
 
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::mounts::control::Listener;
@@ -60,23 +59,21 @@ impl Clients {
         }
     }
 
-    /// Reads what they ask: who wants to know the identity, and who the status. Those who left are forgotten.
-    pub(super) fn hear(&mut self) -> (Vec<u64>, Vec<u64>) {
-        let (mut identities, mut statuses) = (Vec::new(), Vec::new());
+    /// Reads what they ask, and the descriptor that came with it. Those who left are forgotten.
+    pub(super) fn hear(&mut self) -> Vec<(u64, Query, Option<OwnedFd>)> {
+        let mut questions = Vec::new();
         self.asking.retain_mut(|client| match client.channel.receive::<Query>() {
-            Ok(Some((Query::Identity, _))) => {
-                identities.push(client.number);
-                true
-            }
-            Ok(Some((Query::Status, _))) => {
-                (client.waits, client.since) = (true, Instant::now());
-                statuses.push(client.number);
+            Ok(Some((query, mut descriptors))) => {
+                if matches!(query, Query::Status) {
+                    (client.waits, client.since) = (true, Instant::now());
+                }
+                questions.push((client.number, query, descriptors.pop()));
                 true
             }
             Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
             Ok(None) => false,
         });
-        (identities, statuses)
+        questions
     }
 
     /// Those who have waited for as long as they may. Those who do not even ask are forgotten.

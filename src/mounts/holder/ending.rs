@@ -8,6 +8,7 @@ use crate::mounts::connection::{Busy, Connection};
 use crate::mounts::holder::{End, Holder, Stage, Stopping};
 use crate::mounts::message::ToCaller;
 use crate::mounts::mountinfo;
+use crate::mounts::process;
 use crate::mounts::request::MountFailure;
 
 /// How long a mount that must end may stay busy.
@@ -24,8 +25,15 @@ impl Holder {
         while let Some(signal) = self.signals.take() {
             match signal {
                 libc::SIGIO => self.look_at_leases(),
-                // There is no terminal to hang up.
-                libc::SIGHUP => {}
+                // There is no terminal to hang up, and daemons reload.
+                libc::SIGHUP => match process::newer_program() {
+                    Ok(program) => {
+                        if !self.upgrade(program) {
+                            tracing::warn!("the mount does not move to another program: it is not served just now");
+                        }
+                    }
+                    Err(error) => tracing::error!(%error, "the program in the place of this one cannot be opened"),
+                },
                 _ => self.stop(),
             }
         }
@@ -72,7 +80,7 @@ impl Holder {
     /// Leaves nothing behind, and says so.
     pub(super) fn finish(mut self, end: End) {
         let lives = |connection: &&Connection| !connection.has_ended();
-        if self.connection.as_ref().filter(lives).is_some() {
+        if !matches!(end, End::Replaced) && self.connection.as_ref().filter(lives).is_some() {
             if let Err(error) = self.unmount(Busy::Detach) {
                 tracing::warn!(%error, "the mount is left in the tree");
             }
@@ -92,12 +100,15 @@ impl Holder {
             }
         }
         drop((self.listener.take(), self.ready.take()));
+        if matches!(end, End::Replaced) {
+            return;
+        }
         tracing::info!(directory = %self.request.directory.display(), "the mount has ended");
         let last = match end {
             End::Failed(failure) => ToCaller::Failed(failure),
             End::Same(summary) => ToCaller::Same(summary),
             End::Cancelled => ToCaller::Failed(MountFailure::new(1, "the mount was cancelled")),
-            End::Unmounted => return,
+            End::Unmounted | End::Replaced => return,
         };
         if let Some(caller) = &self.caller {
             // A caller that is gone knows.

@@ -8,10 +8,12 @@ mod answers;
 mod backings;
 mod clients;
 mod ending;
+mod inheritance;
 mod succession;
 mod upbringing;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::process::Signal;
 
 use crate::fuse::beat::Beat;
 use crate::fuse::opens;
@@ -56,12 +59,18 @@ pub(super) fn hold<S: Served>(id: &str, socket: &Path) -> ExitCode {
     let result = process::begin().and_then(|caller| {
         let signals = Signals::block(&[ENDING.as_slice(), &[libc::SIGIO]].concat())?;
         let order = caller.wait(Some(Instant::now() + ORDER))?;
-        let Some((FromCaller::Mount(order), _)) = order else { return Err(io::ErrorKind::UnexpectedEof.into()) };
-        S::start_log(&order.request.log, &order.request.state_dir);
-        order.request.audit.keep_private();
-        let request = order.request.clone();
-        let ended = Holder::new(id, socket, *order, caller, signals)?.run()?;
-        if let Some(summary) = ended {
+        let (order, descriptors) = order.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let request = match &order {
+            FromCaller::Mount(order) => order.request.clone(),
+            FromCaller::Adopt(estate) => estate.request.clone(),
+        };
+        S::start_log(&request.log, &request.state_dir);
+        request.audit.keep_private();
+        let holder = match order {
+            FromCaller::Mount(order) => Holder::new(id, socket, *order, Some(caller), signals)?,
+            FromCaller::Adopt(estate) => Holder::adopt(id, socket, *estate, descriptors, &caller, signals)?,
+        };
+        if let Some(summary) = holder.run()? {
             S::unmounted(&request, &summary);
         }
         Ok(())
@@ -78,6 +87,14 @@ pub(super) fn hold<S: Served>(id: &str, socket: &Path) -> ExitCode {
 struct Holder {
     id: String,
     request: MountRequest,
+    /// What workers are started from.
+    program: File,
+    /// What the next worker is started from instead, and what this one was before it was; until a worker of the
+    /// new program serves.
+    next_program: Option<File>,
+    old_program: Option<File>,
+    /// The worker that another holder left, until it is gone, and when it is to be.
+    predecessor: Option<(OwnedFd, Instant)>,
     /// The mount that this one may turn out to be; then nothing is mounted.
     mounted: Option<Summary>,
     signals: Signals,
@@ -96,6 +113,8 @@ struct Holder {
     /// When to start the next worker.
     restart: Option<Instant>,
     prepared: Option<(Summary, OwnedFd)>,
+    /// When it was mounted, RFC 3339.
+    mounted_at: String,
     /// How the last worker was when last heard of.
     snapshot: Option<Snapshot>,
     /// There once the mount is ready.
@@ -120,7 +139,6 @@ struct Holder {
 struct Ready {
     /// Removed when dropped.
     _record: Written,
-    mounted_at: String,
 }
 
 struct Stopping {
@@ -138,6 +156,8 @@ enum End {
     Failed(MountFailure),
     /// The kit is mounted already.
     Same(Summary),
+    /// Another holder has the mount.
+    Replaced,
 }
 
 struct Worker {
@@ -152,6 +172,8 @@ struct Worker {
     heard: (u64, Instant),
     /// When its first thread was seen dead.
     dead: Option<Instant>,
+    /// It is the first that was started from its program, which may not be able to serve the mount.
+    is_first_of_program: bool,
     /// It could not do what it was started for, and was killed for it.
     given_up: bool,
 }
@@ -178,13 +200,14 @@ enum Event {
     Keeper,
     Greeting,
     WorkerDeath,
+    PredecessorDeath,
     Caller,
     Client,
     Request,
 }
 
 impl Holder {
-    fn new(id: &str, socket: &Path, order: Order, caller: Channel, signals: Signals) -> io::Result<Self> {
+    fn new(id: &str, socket: &Path, order: Order, caller: Option<Channel>, signals: Signals) -> io::Result<Self> {
         let oom_score = process::oom_score();
         if let Err(error) = process::set_oom_score(-1000) {
             tracing::debug!(%error, "the out-of-memory killer may take the holder");
@@ -192,9 +215,13 @@ impl Holder {
         Ok(Self {
             id: id.to_owned(),
             request: order.request,
+            program: process::program()?,
+            next_program: None,
+            old_program: None,
+            predecessor: None,
             mounted: order.mounted,
             signals,
-            caller: Some(caller),
+            caller,
             listener: None,
             socket: socket.to_owned(),
             clients: Clients::default(),
@@ -205,6 +232,7 @@ impl Holder {
             lingering: Vec::new(),
             restart: Some(Instant::now()),
             prepared: None,
+            mounted_at: String::new(),
             snapshot: None,
             ready: None,
             was_served: false,
@@ -221,7 +249,7 @@ impl Holder {
 
     /// Holds the mount until it ends; what was mounted, if something was.
     fn run(mut self) -> io::Result<Option<Summary>> {
-        if self.mounted.is_none() {
+        if self.mounted.is_none() && self.listener.is_none() {
             match Listener::bind(&self.socket) {
                 Ok(listener) => self.listener = Some(listener),
                 Err(error) => {
@@ -233,7 +261,8 @@ impl Holder {
         loop {
             self.tick();
             if let Some(end) = self.end.take() {
-                let mounted = self.prepared.as_ref().filter(|_| self.was_served).map(|(summary, _)| summary.clone());
+                let mounted = self.prepared.as_ref().filter(|_| self.was_served && !matches!(end, End::Replaced));
+                let mounted = mounted.map(|(summary, _)| summary.clone());
                 self.finish(end);
                 return Ok(mounted);
             }
@@ -254,6 +283,9 @@ impl Holder {
                 sources.push((greeter.as_fd(), PollFlags::IN, Event::Greeting));
             }
             sources.push((worker.process.leader().as_fd(), PollFlags::IN, Event::WorkerDeath));
+        }
+        if let Some((predecessor, _)) = &self.predecessor {
+            sources.push((predecessor.as_fd(), PollFlags::IN, Event::PredecessorDeath));
         }
         if let Some(caller) = &self.caller {
             sources.push((caller.as_fd(), PollFlags::IN, Event::Caller));
@@ -293,6 +325,10 @@ impl Holder {
                 if let Some(worker) = &mut self.worker {
                     worker.dead.get_or_insert_with(Instant::now);
                 }
+            }
+            Event::PredecessorDeath => {
+                self.predecessor = None;
+                self.restart = Some(Instant::now());
             }
             Event::Caller => self.hear_caller(),
             Event::Client => self.hear_clients(),
@@ -335,6 +371,9 @@ impl Holder {
             }
         }
         self.listen_to_heart(now);
+        if let Some((predecessor, _)) = self.predecessor.as_ref().filter(|(_, due)| *due <= now) {
+            process::signal(predecessor, Signal::KILL);
+        }
         self.stop_if_asked(now);
         let serving = self.worker.as_ref().is_some_and(Worker::is_serving);
         for client in self.clients.overdue(now, serving) {

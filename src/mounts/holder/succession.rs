@@ -39,6 +39,10 @@ impl Holder {
         if self.end.is_some() {
             return;
         }
+        let served = matches!(worker.stage, Stage::Serving);
+        if !served && worker.is_first_of_program && self.go_back() {
+            return;
+        }
         let Some(connection) = self.connection.as_ref().filter(|_| self.ready.is_some()) else {
             let message = "the worker died before the mount was ready (the log may tell why)";
             self.end = Some(End::Failed(MountFailure::new(1, message)));
@@ -57,7 +61,7 @@ impl Holder {
                 *self.crashes.entry(request).or_default() += 1;
             }
         }
-        let served = matches!(worker.stage, Stage::Serving)
+        let served = served
             && (worker.beat.has_answered() || worker.started.elapsed() >= LONG_LIFE || !connection.has_requests());
         tracing::warn!(pid, served, "the worker died");
         if served {

@@ -21,13 +21,17 @@ use crate::mounts::wire::Channel;
 
 impl Holder {
     pub(super) fn start_worker(&mut self) -> io::Result<()> {
+        let is_first_of_program = self.next_program.is_some();
+        if let Some(next) = self.next_program.take() {
+            self.old_program = Some(std::mem::replace(&mut self.program, next));
+        }
         let (channel, theirs) = Channel::pair()?;
         let (keeper, asking) = Channel::pair()?;
         let (beat, page) = Beat::new()?;
         let arguments = [OsStr::new(process::WORK), OsStr::new(&self.id), self.request.directory.as_os_str()];
         // Standard error is the caller's in the foreground, else /dev/null already.
         let kept = self.request.audit.descriptors();
-        let child = process::start(&arguments, theirs, Stdio::inherit(), process::Session::Same, kept)?;
+        let child = process::start(&self.program, &arguments, theirs, Stdio::inherit(), process::Session::Same, kept)?;
         let process = Started::new(child)?;
         tracing::debug!(pid = process.pid(), "a worker is started");
         let task = Task {
@@ -53,6 +57,7 @@ impl Holder {
             started: Instant::now(),
             heard: (0, Instant::now()),
             dead: None,
+            is_first_of_program,
             given_up: false,
         });
         Ok(())
@@ -135,6 +140,7 @@ impl Holder {
             let connection =
                 Connection::mount(&self.request).map_err(|error| MountFailure::new(1, error.to_string()))?;
             self.connection = Some(connection);
+            self.mounted_at = jiff::Timestamp::now().to_string();
         }
         let (Some(connection), Some(worker)) = (&self.connection, &mut self.worker) else { return Ok(()) };
         let greeted = connection.greeter().and_then(|(ours, theirs)| {
@@ -169,8 +175,8 @@ impl Holder {
                     false
                 }
             };
-        let Some(worker) = &self.worker else { return };
-        match worker.channel.send(&ToWorker::Serve { passthrough }, &[]) {
+        let (Some(worker), Some(estate)) = (&self.worker, self.estate()) else { return };
+        match worker.channel.send(&ToWorker::Serve { passthrough, estate: Box::new(estate) }, &[]) {
             Ok(()) => self.was_served = true,
             Err(error) => self.give_up_on_worker(MountFailure::new(1, error.to_string())),
         }
@@ -194,17 +200,14 @@ impl Holder {
         tracing::warn!(pid = self.worker.as_ref().map(|worker| worker.process.pid()), "a new worker has taken over");
         self.clients.renew();
         self.ask_worker(self.clients.waiting().collect());
+        self.finish_upgrade();
     }
 
-    pub(super) fn become_ready(&mut self) -> Result<(), MountFailure> {
+    /// Writes down what is mounted.
+    pub(super) fn write_record(&self) -> Result<Ready, MountFailure> {
         let (Some(connection), Some((summary, _))) = (&self.connection, &self.prepared) else {
             return Err(MountFailure::new(1, "a worker serves what it did not prepare"));
         };
-        if rustix::process::geteuid().is_root() {
-            // After INIT, which lowers it to what FUSE may ask for.
-            connection.raise_readahead();
-        }
-        let mounted_at = jiff::Timestamp::now().to_string();
         let (init_request, init_reply) = connection.negotiated();
         let failed = |error: io::Error| MountFailure::new(1, format!("the mount cannot be recorded: {error}"));
         let record = Record {
@@ -215,12 +218,20 @@ impl Holder {
             holder_pid: std::process::id(),
             socket: AbsolutePath::new(&self.socket).map_err(failed)?,
             device: connection.number(),
-            mounted_at: mounted_at.clone(),
+            mounted_at: self.mounted_at.clone(),
             init_request: hex::encode(init_request),
             init_reply: hex::encode(init_reply),
         };
-        let record = record.write(&self.request.state_dir, &self.id).map_err(failed)?;
-        self.ready = Some(Ready { _record: record, mounted_at });
+        Ok(Ready { _record: record.write(&self.request.state_dir, &self.id).map_err(failed)? })
+    }
+
+    pub(super) fn become_ready(&mut self) -> Result<(), MountFailure> {
+        self.ready = Some(self.write_record()?);
+        let (Some(connection), Some((summary, _))) = (&self.connection, &self.prepared) else { return Ok(()) };
+        if rustix::process::geteuid().is_root() {
+            // After INIT, which lowers it to what FUSE may ask for.
+            connection.raise_readahead();
+        }
         tracing::info!(reference = self.request.reference, digest = %summary.digest, directory = %self.request.directory.display(), "mounted");
         let told = match &self.caller {
             Some(caller) => {
