@@ -51,6 +51,9 @@ const BLOCK: u32 = 4096;
 /// The longest name (Linux `NAME_MAX`). The kernel hands longer ones to the daemon.
 const NAME_MAX: usize = 255;
 
+/// Attributes that no file here can have. `ls -l` asks for them of every file, until it is told so.
+const ABSENT_KINDS: [&str; 3] = ["security.selinux", "system.posix_acl_access", "system.posix_acl_default"];
+
 /// Serves one kit to the kernel.
 pub struct Adapter {
     fs: Arc<KitFs>,
@@ -365,6 +368,7 @@ impl fuser::Filesystem for Adapter {
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         match self.fs.attribute(Inode(inode.0), name.as_bytes()) {
             Some(value) => reply_attribute(reply, value.as_bytes(), size),
+            None if ABSENT_KINDS.iter().any(|kind| name == *kind) => reply.error(Errno::EOPNOTSUPP),
             None => reply.error(Errno::ENODATA),
         }
     }

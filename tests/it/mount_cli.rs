@@ -21,6 +21,7 @@ use crate::support::tree::Tree;
 
 const EROFS: i32 = 30;
 const ENODATA: i32 = 61;
+const EOPNOTSUPP: i32 = 95;
 
 /// A kit in a layout, and a reference to it.
 fn usual(kitfs: &Kitfs) -> (Packed, Layout, String) {
@@ -186,6 +187,7 @@ fn attributes_tell_where_each_file_is_from() {
     assert_eq!(attribute(&mount.at("src"), "user.kitfs.layer"), Err(ENODATA));
     assert_eq!(attribute(&weights, "user.other"), Err(ENODATA));
     assert_eq!(attribute(&weights, "security.capability"), Err(ENODATA));
+    assert_eq!(attribute(&weights, "security.selinux"), Err(EOPNOTSUPP), "ls -l would ask it of every file");
     mount.unmount();
 }
 
