@@ -68,6 +68,8 @@ fn every_setting_has_its_variable_and_its_key() {
             Kind::One("SIZE") => "10MiB",
             Kind::One("DURATION") => "8s",
             Kind::One("FILE") | Kind::Many("FILE") => "/dev/null/none",
+            Kind::One("N") => "7",
+            Kind::Many("DIGEST") => "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             Kind::One(_) => "/tmp",
             Kind::Many("OPT[,OPT…]") => "noexec",
             Kind::Many(_) => "model",
@@ -83,7 +85,7 @@ fn every_setting_has_its_variable_and_its_key() {
             // The files do not exist, and the complaint names where they were given: so it was read. What a
             // policy is made of is read with it, later.
             match setting.kind {
-                _ if matches!(setting.name, "policy" | "key" | "trusted-root") => {
+                _ if matches!(setting.name, "policy" | "key" | "trusted-root" | "index" | "index-key") => {
                     assert!(result.is_ok(), "{}", setting.name)
                 }
                 Kind::One("FILE") | Kind::Many("FILE") => assert!(result.unwrap_err().contains(&origin)),
