@@ -33,6 +33,9 @@ pub(in crate::source) struct BlobStream {
     patience: Duration,
     /// Bytes that came since patience was full.
     arrived: u64,
+    /// New bytes since the tries were counted from 0. What comes again does not count: a body that ends too
+    /// early each time would never be given up.
+    gained: u64,
 }
 
 #[derive(Debug)]
@@ -53,7 +56,7 @@ impl BlobStream {
     /// The rest of a blob of `size` bytes, of which `filling` begins with the first that is wanted.
     pub(super) fn new(request: Request, filling: Filling, size: u64) -> Self {
         let patience = request.time();
-        Self { request, filling, size, body: None, ranges: Ranges::Hoped, patience, arrived: 0 }
+        Self { request, filling, size, body: None, ranges: Ranges::Hoped, patience, arrived: 0, gained: 0 }
     }
 
     /// The next piece, a full buffer unless it is the last; `None` at the end, which is exactly at the
@@ -105,6 +108,7 @@ impl BlobStream {
             if chunk.len() as u64 > self.filling.missing() {
                 return Err(Failure::Size { actual: format!("more than {}", self.size) }.into());
             }
+            self.gain(chunk.len() as u64);
             self.filling.take(chunk).map_err(Stop::Error)?;
             if let Some(piece) = self.filling.pop() {
                 self.body = Some(body);
@@ -138,6 +142,13 @@ impl BlobStream {
         if self.arrived >= FLOOR {
             self.arrived = 0;
             self.request.set_deadline(Instant::now() + self.request.time());
+        }
+    }
+
+    fn gain(&mut self, bytes: u64) {
+        self.gained += bytes;
+        if self.gained >= FLOOR {
+            self.gained = 0;
             self.request.start_over();
         }
     }
