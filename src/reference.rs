@@ -183,7 +183,8 @@ fn is_host(part: &str) -> bool {
     part == "localhost" || part.contains(['.', ':'])
 }
 
-fn is_tag(tag: &str) -> bool {
+/// Whether this may be a tag (distribution-spec, "Pulling manifests").
+pub fn is_tag(tag: &str) -> bool {
     let mut bytes = tag.bytes();
     bytes.next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
         && tag.len() <= 128

@@ -27,6 +27,7 @@ use crate::kit::index::Index;
 use crate::kit::index::Published;
 use crate::layers::Layer;
 use crate::layers::LayerError;
+use crate::reference;
 use crate::reference::Reference;
 use crate::resolve::Link;
 use crate::resolve::Publication;
@@ -40,7 +41,9 @@ pub async fn run(kits: &Kits, task: &IndexTask) -> Result<(), Error> {
     }
     if let Some(tag) = embed {
         needs_registry(reference, "--embed")?;
-        check_tag(tag)?;
+        if !reference::is_tag(tag) {
+            return Err(Error::Usage(format!("--embed: {tag:?} is no tag")));
+        }
     }
     if sign_key.is_some() && !attach && embed.is_none() && file.is_none() {
         return Err(Error::Usage("--sign-key signs what --attach, --embed or --output leaves".into()));
@@ -107,15 +110,6 @@ async fn index_of(layer: &Arc<Layer>) -> Result<Index, Arc<LayerError>> {
         Some(index) => Ok((**index).clone()),
         None => Ok((*layer.check().await?).clone()),
     }
-}
-
-/// What a tag may be (distribution-spec, "Pulling manifests").
-fn check_tag(tag: &str) -> Result<(), Error> {
-    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    let is_tag = tag.len() <= 128
-        && tag.bytes().next().is_some_and(is_word)
-        && tag.bytes().all(|byte| is_word(byte) || byte == b'.' || byte == b'-');
-    if is_tag { Ok(()) } else { Err(Error::Usage(format!("--embed: {tag:?} is no tag"))) }
 }
 
 /// Writes the index, and beside it the bundle that signs it.
