@@ -3,7 +3,6 @@
 use std::io;
 use std::io::Write;
 use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -29,6 +28,7 @@ use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::reference;
 use crate::reference::Reference;
+use crate::resolve;
 use crate::resolve::Link;
 use crate::resolve::Publication;
 use crate::trust::SigningKey;
@@ -119,9 +119,7 @@ fn write_file(path: &Path, bytes: &[u8], key: Option<&SigningKey>) -> Result<(),
     };
     write(path, bytes)?;
     let Some(key) = key else { return Ok(()) };
-    let mut bundle = path.as_os_str().to_owned();
-    bundle.push(".sigstore.json");
-    write(&PathBuf::from(bundle), &key.endorse(&Digest::of(bytes))?)
+    write(&resolve::bundle_beside(path), &key.endorse(&Digest::of(bytes))?)
 }
 
 fn write(out: &mut dyn Write, document: &Indexed) -> io::Result<()> {

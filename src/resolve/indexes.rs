@@ -5,7 +5,7 @@
 //! more: where it cannot be had, the layers are proved whole.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -43,9 +43,6 @@ use crate::verify::Verified;
 
 /// Indexes beside one kit that are looked at.
 const CANDIDATES: usize = 16;
-
-/// What a signature on an index in a file is called, behind the name of the file.
-const BUNDLE_SUFFIX: &str = ".sigstore.json";
 
 /// An index that may be used for the layers of a kit.
 #[derive(Clone, Debug)]
@@ -307,9 +304,8 @@ impl Search<'_> {
             // The manifest names it, and its source does not have it.
             true => Voucher::Manifest,
             false => {
-                let mut bundle = path.as_os_str().to_owned();
-                bundle.push(BUNDLE_SUFFIX);
-                let material = match read(Path::new(&bundle), self.query.limits.attestation) {
+                let bundle = bundle_beside(path);
+                let material = match read(&bundle, self.query.limits.attestation) {
                     Ok(content) => Material::of_bundle(content, bundle.to_string_lossy()),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Material::default(),
                     Err(error) => return Err(unusable(format!("{}: {error}", bundle.display()))),
@@ -390,6 +386,13 @@ impl Found {
         self.warnings.push(why.clone());
         self.show(digest, voucher, why);
     }
+}
+
+/// Where the signature lies on an index in a file.
+pub fn bundle_beside(index: &Path) -> PathBuf {
+    let mut bundle = index.as_os_str().to_owned();
+    bundle.push(".sigstore.json");
+    bundle.into()
 }
 
 /// A file of at most `limit` bytes whole.

@@ -48,6 +48,7 @@ pub use failure::ResolveError;
 pub use indexes::IndexSeen;
 pub use indexes::UsableIndex;
 pub use indexes::Voucher;
+pub use indexes::bundle_beside;
 pub use publication::Publication;
 pub use publication::PublishError;
 
