@@ -54,7 +54,7 @@ pub async fn run(kits: &Kits, task: &IndexTask) -> Result<(), Error> {
     let Some(link) = kit.first() else { return Ok(()) };
     let own = &layers[..link.contents.layers.len()];
     let making = stream::iter(own).map(index_of).buffered(PROVED_AT_ONCE).try_collect::<Vec<_>>();
-    let index = published(progress::follow("indexing", own, making).await?)?;
+    let index = Published::new(progress::follow("indexing", own, making).await?)?;
     let bytes = index.encode();
     let mut document = Indexed {
         reference: reference.clone(),
@@ -97,11 +97,6 @@ pub fn needs_registry(reference: &str, option: &str) -> Result<(), Error> {
 /// Pushes the index of a kit beside it.
 pub async fn attach(link: &Link, index: &Published, key: Option<&SigningKey>) -> Result<Digest, Error> {
     Ok(Publication::new(link, index, key).await?.attach().await?)
-}
-
-/// The indexes of layers that are proved, put together.
-pub fn published(indexes: Vec<Index>) -> Result<Published, Error> {
-    Ok(Published::new(indexes)?)
 }
 
 /// What the layer is: as it was proved here before, else by fetching every byte of it and keeping none.

@@ -35,6 +35,7 @@ use crate::fs::FsError;
 use crate::fs::KitFs;
 use crate::kit::descriptor::Descriptor;
 use crate::kit::index::Index;
+use crate::kit::index::Published;
 use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::layers::Metadata;
@@ -140,7 +141,7 @@ async fn check(
             let Some(link) = files.kit().first() else { return Ok(()) };
             let own = layers.iter().take(link.contents.layers.len());
             let proved = own.filter_map(|layer| layer.proved()).map(|index| Index::clone(&index));
-            let index = index::published(proved.collect())?;
+            let index = Published::new(proved)?;
             document.attached_index = Some(index::attach(link, &index, key).await?);
         }
     }
