@@ -84,11 +84,9 @@ pub enum Event {
     },
     /// Something was not what its digest says.
     Mismatch {
-        /// The kit that it belongs to; of what has no digest yet only the reference is known.
-        reference: String,
-        /// The digest of the kit.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        digest: Option<Digest>,
+        /// The kit that it belongs to.
+        #[serde(flatten)]
+        kit: Kit,
         /// The layer, if it is one or is in one.
         #[serde(skip_serializing_if = "Option::is_none")]
         layer: Option<Digest>,
@@ -158,6 +156,18 @@ const LONGEST_TEXT: usize = 512;
 const MOST_TEXTS: usize = 16;
 
 impl Event {
+    /// Something of a kit was not what its digest says.
+    pub fn mismatch(
+        kit: &Kit,
+        layer: Option<&Digest>,
+        expected: impl ToString,
+        actual: impl ToString,
+        source: String,
+    ) -> Self {
+        let (expected, actual) = (expected.to_string(), actual.to_string());
+        Self::Mismatch { kit: kit.clone(), layer: layer.copied(), expected, actual, source, repeated: 0 }
+    }
+
     /// The event with its texts cut to what a line should hold.
     pub(super) fn bounded(mut self) -> Self {
         if let Self::DangerUsed { detail, .. } = &mut self {

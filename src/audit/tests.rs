@@ -121,15 +121,7 @@ fn mounted(name: u32) -> Event {
 }
 
 fn mismatch(name: u32) -> Event {
-    Event::Mismatch {
-        reference: format!("kit:{name}"),
-        digest: None,
-        layer: None,
-        expected: "sha256:a".into(),
-        actual: "sha256:b".into(),
-        source: "cache".into(),
-        repeated: 0,
-    }
+    Event::mismatch(&kit(name), None, "sha256:a", "sha256:b", "cache".into())
 }
 
 #[test]

@@ -264,13 +264,5 @@ pub(super) fn units(range: &Range<u64>) -> Range<u64> {
 
 /// A unit that is not what its tree says, for the audit log.
 pub(super) fn mismatch_event(layer: &Layer, mismatch: &UnitMismatch, source: String) -> Event {
-    Event::Mismatch {
-        reference: layer.kit.reference.clone(),
-        digest: Some(layer.kit.digest),
-        layer: Some(*layer.digest()),
-        expected: mismatch.expected.clone(),
-        actual: mismatch.actual.clone(),
-        source,
-        repeated: 0,
-    }
+    Event::mismatch(&layer.kit, Some(layer.digest()), &mismatch.expected, &mismatch.actual, source)
 }

@@ -247,15 +247,10 @@ fn tell(workshop: &Workshop, link: &Link, descriptor: &Descriptor, outcome: &Res
     let (layer, size, source) = (descriptor.digest, descriptor.size, link.source.name());
     match outcome {
         Ok(()) => workshop.audit.record_soon(Event::LayerProved { kit, layer, size, source, repeated: 0 }),
-        Err(LayerError::Mismatch { source: mismatch, .. }) => workshop.audit.record_soon(Event::Mismatch {
-            reference: kit.reference,
-            digest: Some(kit.digest),
-            layer: Some(layer),
-            expected: mismatch.expected.to_string(),
-            actual: mismatch.actual.to_string(),
-            source,
-            repeated: 0,
-        }),
+        Err(LayerError::Mismatch { source: mismatch, .. }) => {
+            let event = Event::mismatch(&kit, Some(&layer), mismatch.expected, mismatch.actual, source);
+            workshop.audit.record_soon(event);
+        }
         Err(_) => {}
     }
 }

@@ -447,15 +447,9 @@ impl Layer {
     }
 
     fn tell_mismatch(&self, mismatch: &DigestMismatch) {
-        self.workshop.audit.record_soon(Event::Mismatch {
-            reference: self.kit.reference.clone(),
-            digest: Some(self.kit.digest),
-            layer: Some(*self.digest()),
-            expected: mismatch.expected.to_string(),
-            actual: mismatch.actual.to_string(),
-            source: self.source.name(),
-            repeated: 0,
-        });
+        let DigestMismatch { expected, actual } = mismatch;
+        let event = Event::mismatch(&self.kit, Some(self.digest()), expected, actual, self.source.name());
+        self.workshop.audit.record_soon(event);
     }
 
     /// A blob of another size than its descriptor says is usually another blob: then both digests are

@@ -400,15 +400,7 @@ pub(super) async fn tell(audit: &Arc<Audit>, demand: AuditDemand, events: Vec<Ev
 }
 
 pub(super) fn tell_mismatch(workshop: &Workshop, kit: &audit::Kit, mismatch: &DigestMismatch, source: String) {
-    workshop.audit.record_soon(Event::Mismatch {
-        reference: kit.reference.clone(),
-        digest: Some(kit.digest),
-        layer: None,
-        expected: mismatch.expected.to_string(),
-        actual: mismatch.actual.to_string(),
-        source,
-        repeated: 0,
-    });
+    workshop.audit.record_soon(Event::mismatch(kit, None, mismatch.expected, mismatch.actual, source));
 }
 
 /// A manifest or a config of a kit, from the store or from the source.
