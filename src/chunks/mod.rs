@@ -25,6 +25,7 @@ use crate::chunks::ahead::Ahead;
 use crate::chunks::fetches::Fetches;
 use crate::chunks::fetches::Landing;
 use crate::chunks::lanes::Purpose;
+use crate::chunks::shelf::Share;
 use crate::chunks::shelf::Shelf;
 use crate::chunks::shelf::units;
 use crate::digest::Digest;
@@ -176,16 +177,13 @@ impl Chunks {
     ) -> Result<Option<Verified<Bytes>>, Arc<ChunkError>> {
         let mut parts = Vec::new();
         for unit in units(range) {
-            let place = tree.unit_range(unit);
-            let part = range.start.max(place.start)..range.end.min(place.end);
+            let share = Share::of(tree, unit, range);
             let bytes = match landed.get(&(tree.verity, unit)) {
-                Some(Ok(bytes)) => {
-                    Some(bytes.slice((part.start - place.start) as usize..(part.end - place.start) as usize))
-                }
+                Some(Ok(bytes)) => Some(bytes.slice(share.in_unit)),
                 // Then the layer is had in another way.
                 Some(Err(error)) if error.is_of_ranges() => None,
                 Some(Err(error)) => return Err(Arc::clone(error)),
-                None => self.fetches.shelf.read(layer, tree, &part),
+                None => self.fetches.shelf.read(layer, tree, &share.in_file),
             };
             let Some(bytes) = bytes else { return Ok(None) };
             parts.push(bytes);

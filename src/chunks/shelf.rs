@@ -79,12 +79,11 @@ impl Shelf {
         }
         let mut parts = Vec::new();
         for unit in units(range) {
-            let place = tree.unit_range(unit);
-            let part = range.start.max(place.start)..range.end.min(place.end);
+            let share = Share::of(tree, unit, range);
             let bytes = match (self.warm.unit(&(tree.verity, unit)), &object) {
-                (Some(bytes), _) => bytes.slice((part.start - place.start) as usize..(part.end - place.start) as usize),
+                (Some(bytes), _) => bytes.slice(share.in_unit),
                 (None, Some(Object::Growing(partial))) if partial.has(unit) => partial
-                    .read(part, &self.workshop.buffers)
+                    .read(share.in_file, &self.workshop.buffers)
                     .map_err(|error| self.tell_damage(layer, tree, &error))
                     .ok()?,
                 (None, _) => return None,
@@ -260,6 +259,22 @@ const LEAST_PLACES: u32 = 8;
 /// The units that a range of a file touches.
 pub(super) fn units(range: &Range<u64>) -> Range<u64> {
     range.start / UNIT..range.end.div_ceil(UNIT)
+}
+
+/// What one unit of a file has of a range.
+pub(super) struct Share {
+    pub(super) in_file: Range<u64>,
+    pub(super) in_unit: Range<usize>,
+}
+
+impl Share {
+    /// The unit is one of those that the range touches.
+    pub(super) fn of(tree: &FileTree, unit: u64, range: &Range<u64>) -> Self {
+        let place = tree.unit_range(unit);
+        let in_file = range.start.max(place.start)..range.end.min(place.end);
+        let in_unit = (in_file.start - place.start) as usize..(in_file.end - place.start) as usize;
+        Self { in_file, in_unit }
+    }
 }
 
 /// A unit that is not what its tree says, for the audit log.
