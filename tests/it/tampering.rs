@@ -107,20 +107,9 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// The regular files below a directory of this bench, in a fixed order, without those that only are locked.
+    /// The files below a directory of this bench.
     fn files(&self, name: &str) -> Vec<PathBuf> {
-        let (mut files, mut open) = (Vec::new(), vec![self.path(name)]);
-        while let Some(folder) = open.pop() {
-            for entry in std::fs::read_dir(folder).expect("our own directory").flatten() {
-                match entry.file_type().expect("it is there") {
-                    kind if kind.is_dir() && entry.file_name() != "locks" => open.push(entry.path()),
-                    kind if kind.is_file() => files.push(entry.path()),
-                    _ => {}
-                }
-            }
-        }
-        files.sort();
-        files
+        files(&self.path(name))
     }
 
     fn workshop(&self) -> Arc<Workshop> {
@@ -283,6 +272,22 @@ impl Bench {
     }
 }
 
+/// The regular files below a folder, in a fixed order, without those that only are locked.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let (mut files, mut open) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).expect("our own directory").flatten() {
+            match entry.file_type().expect("it is there") {
+                kind if kind.is_dir() && entry.file_name() != "locks" => open.push(entry.path()),
+                kind if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
 fn options() -> source::Options {
     source::Options { plain_http: false, ca_cert: Vec::new(), registry_config: None, timeout: Duration::from_secs(20) }
 }
@@ -379,24 +384,14 @@ fn what_a_mount_writes_about_itself_may_be_tampered_with() {
     let mount = kitfs.mount(&reference);
     Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "cold");
     // All of the state: the records of mounts, the key, the log, the audit log; and all of the cache.
-    let (mut files, mut open) = (Vec::new(), vec![kitfs.path("state"), kitfs.path("cache")]);
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(folder).expect("our own directory").flatten() {
-            match entry.file_type().expect("it is there") {
-                kind if kind.is_dir() && entry.file_name() != "locks" => open.push(entry.path()),
-                kind if kind.is_file() => files.push(entry.path()),
-                _ => {}
-            }
-        }
-    }
-    for path in &files {
-        let mut bytes = std::fs::read(path).expect("our own file");
+    for path in ["state", "cache"].into_iter().flat_map(|folder| files(&kitfs.path(folder))) {
+        let mut bytes = std::fs::read(&path).expect("our own file");
         if !bytes.is_empty() {
             let at = random.below(bytes.len());
             bytes[at] ^= 1 << random.below(8);
         }
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).expect("our own file");
-        std::fs::write(path, bytes).expect("our own file");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("our own file");
+        std::fs::write(&path, bytes).expect("our own file");
     }
     let worker = rustix::process::Pid::from_raw(mount.process("pid")).expect("a process id");
     rustix::process::kill_process(worker, rustix::process::Signal::KILL).expect("it runs");
