@@ -40,7 +40,6 @@ use crate::source::registry::http::Http;
 use crate::source::registry::request::Part;
 use crate::source::registry::request::Request;
 use crate::source::registry::stream::BlobStream;
-use crate::source::registry::stream::FLOOR;
 use crate::verify::Unverified;
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -192,7 +191,6 @@ impl Registry {
     ) -> Result<Vec<Unverified>, SourceError> {
         let mut request = self.blob_request(blob);
         let mut filling = Filling::new(range.clone(), buffers, meter);
-        let mut progress = 0;
         loop {
             let part = Part::Range { range: filling.rest(), size: blob.size };
             let failure = match request.send(Method::GET, part).await {
@@ -200,11 +198,7 @@ impl Registry {
                     match request.chunk(&mut response).await {
                         Ok(Some(chunk)) if chunk.len() as u64 > filling.missing() => break Failure::NoRanges,
                         Ok(Some(chunk)) => {
-                            progress += chunk.len() as u64;
-                            if progress >= FLOOR {
-                                progress = 0;
-                                request.start_over();
-                            }
+                            request.gain(chunk.len() as u64);
                             if filling.take(chunk)? {
                                 request.set_deadline(Instant::now() + request.time());
                             }

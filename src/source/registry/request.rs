@@ -39,6 +39,10 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
 /// What a list of referrers is (distribution-spec, "Listing Referrers").
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// Bytes that must arrive within each timeout, so that a trickle ends, and bytes after which a broken
+/// connection counts as a new misfortune and not as one more of the same.
+pub(super) const FLOOR: u64 = 64 * 1024;
+
 /// What part of a thing is asked for.
 #[derive(Debug)]
 pub(super) enum Part {
@@ -61,6 +65,8 @@ pub(super) struct Request {
     size: u64,
     deadline: Instant,
     tries: u32,
+    /// New bytes since the tries were counted from 0.
+    gained: u64,
     /// Which login the last try was sent with.
     login: u64,
     logged_in: LoggedIn,
@@ -78,7 +84,8 @@ impl Request {
     pub(super) fn new(registry: &Registry, what: String, path: String) -> Self {
         let repository = Arc::clone(&registry.0);
         let deadline = Instant::now() + repository.http.timeouts().whole;
-        Self { repository, what, path, size: METADATA_LIMIT, deadline, tries: 0, login: 0, logged_in: LoggedIn::No }
+        let (size, logged_in) = (METADATA_LIMIT, LoggedIn::No);
+        Self { repository, what, path, size, deadline, tries: 0, gained: 0, login: 0, logged_in }
     }
 
     /// Says how large the blob is that is asked for.
@@ -86,10 +93,16 @@ impl Request {
         Self { size, ..self }
     }
 
-    /// Forgets the tries and the login that there were: what was asked for has come closer.
-    pub(super) fn start_over(&mut self) {
-        self.tries = 0;
-        self.logged_in = LoggedIn::No;
+    /// Notes that bytes came which had not come before: after [`FLOOR`] of them the tries and the login that
+    /// there were are forgotten. What comes again does not count: a body that ends too early each time would
+    /// never be given up.
+    pub(super) fn gain(&mut self, bytes: u64) {
+        self.gained += bytes;
+        if self.gained >= FLOOR {
+            self.gained = 0;
+            self.tries = 0;
+            self.logged_in = LoggedIn::No;
+        }
     }
 
     /// When all tries end.

@@ -10,15 +10,12 @@ use tokio::time::Instant;
 use crate::source::SourceError;
 use crate::source::registry::failure::Failure;
 use crate::source::registry::filling::Filling;
+use crate::source::registry::request::FLOOR;
 use crate::source::registry::request::Part;
 use crate::source::registry::request::Request;
 use crate::source::registry::request::encoded;
 use crate::source::registry::request::is_encoded;
 use crate::verify::Unverified;
-
-/// Bytes that must arrive within each timeout, so that a trickle ends, and bytes after which a broken
-/// connection counts as a new misfortune and not as one more of the same.
-pub(super) const FLOOR: u64 = 64 * 1024;
 
 /// The rest of one blob.
 #[derive(Debug)]
@@ -33,9 +30,6 @@ pub(in crate::source) struct BlobStream {
     patience: Duration,
     /// Bytes that came since patience was full.
     arrived: u64,
-    /// New bytes since the tries were counted from 0. What comes again does not count: a body that ends too
-    /// early each time would never be given up.
-    gained: u64,
 }
 
 #[derive(Debug)]
@@ -56,7 +50,7 @@ impl BlobStream {
     /// The rest of a blob of `size` bytes, of which `filling` begins with the first that is wanted.
     pub(super) fn new(request: Request, filling: Filling, size: u64) -> Self {
         let patience = request.time();
-        Self { request, filling, size, body: None, ranges: Ranges::Hoped, patience, arrived: 0, gained: 0 }
+        Self { request, filling, size, body: None, ranges: Ranges::Hoped, patience, arrived: 0 }
     }
 
     /// The next piece, a full buffer unless it is the last; `None` at the end, which is exactly at the
@@ -108,7 +102,7 @@ impl BlobStream {
             if chunk.len() as u64 > self.filling.missing() {
                 return Err(Failure::Size { actual: format!("more than {}", self.size) }.into());
             }
-            self.gain(chunk.len() as u64);
+            self.request.gain(chunk.len() as u64);
             self.filling.take(chunk).map_err(Stop::Error)?;
             if let Some(piece) = self.filling.pop() {
                 self.body = Some(body);
@@ -142,14 +136,6 @@ impl BlobStream {
         if self.arrived >= FLOOR {
             self.arrived = 0;
             self.request.set_deadline(Instant::now() + self.request.time());
-        }
-    }
-
-    fn gain(&mut self, bytes: u64) {
-        self.gained += bytes;
-        if self.gained >= FLOOR {
-            self.gained = 0;
-            self.request.start_over();
         }
     }
 }
