@@ -15,6 +15,14 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 /// Bytes in every buffer: the largest request that the kernel sends, and two units of proof.
 pub const BUFFER: usize = 1024 * 1024;
 
+/// The fewest buffers for anything, whatever the memory budget says: one layer on its way needs that many.
+const LEAST: usize = 8;
+
+/// How many buffers a share of the memory budget is, in bytes.
+pub fn count_in(share: u64) -> usize {
+    usize::try_from(share / BUFFER as u64).unwrap_or(usize::MAX).max(LEAST)
+}
+
 /// A pool of buffers of [`BUFFER`] bytes. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Buffers(Arc<Pool>);

@@ -12,7 +12,7 @@ use lru::LruCache;
 use rustix::process::{Resource, getrlimit};
 
 use crate::audit::Event;
-use crate::buffers::BUFFER;
+use crate::buffers;
 use crate::chunks::warm::Place;
 use crate::chunks::warm::Warm;
 use crate::layers::Layer;
@@ -63,7 +63,7 @@ enum Object {
 
 impl Shelf {
     pub(super) fn new(workshop: Arc<Workshop>) -> Self {
-        let places = (workshop.memory / 4 / BUFFER as u64).max(u64::from(LEAST_PLACES));
+        let places = buffers::count_in(workshop.memory / 4);
         let warm = Warm::new(u32::try_from(places).unwrap_or(u32::MAX / 2));
         Self { workshop, warm, open: Mutex::new(LruCache::new(open_objects())), disk_failed: Mutex::default() }
     }
@@ -252,9 +252,6 @@ impl Shelf {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// The fewest buffers for what is on its way, whatever the memory budget says.
-const LEAST_PLACES: u32 = 8;
 
 /// The units that a range of a file touches.
 pub(super) fn units(range: &Range<u64>) -> Range<u64> {

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::audit;
 use crate::audit::Audit;
 use crate::audit::Event;
-use crate::buffers::BUFFER;
+use crate::buffers;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
 use crate::kit::contents::KitLayer;
@@ -66,9 +66,6 @@ const SLOWEST_SOURCE: u64 = 16 * 1024;
 
 /// How often a process looks whether another one has finished proving a layer.
 const LOCK_POLL: Duration = Duration::from_millis(50);
-
-/// Buffers that are kept whatever the memory budget says: one layer on its way needs that many.
-const LEAST_BUFFERS: usize = 8;
 
 /// How much longer than promised a blob may be and still be read, to tell what it is.
 const SURPLUS: u64 = 64 * 1024 * 1024;
@@ -110,8 +107,7 @@ impl Workshop {
         audit: audit::Settings,
     ) -> Result<Arc<Self>, StoreError> {
         let key = || store::local_key(&state_dir.join("key"));
-        let places = usize::try_from(memory / 8 * 3 / BUFFER as u64).unwrap_or(usize::MAX);
-        let places = places.clamp(LEAST_BUFFERS, Semaphore::MAX_PERMITS);
+        let places = buffers::count_in(memory / 8 * 3).min(Semaphore::MAX_PERMITS);
         Ok(Arc::new(Self {
             store: Arc::new(Store::open(cache_dir, key()?)?),
             buffers: Buffers::new(places),
