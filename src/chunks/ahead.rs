@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -16,6 +16,7 @@ use crate::chunks::fetches::Flight;
 use crate::chunks::fetches::Part;
 use crate::chunks::lanes::Purpose;
 use crate::chunks::loader;
+use crate::chunks::lock;
 use crate::chunks::readers::Readers;
 use crate::chunks::shelf::units;
 use crate::digest::Digest;
@@ -256,8 +257,4 @@ pub(super) fn part(tree: &Verified<FileTree>, offset: u64, unit: u64) -> Part {
 pub(super) fn file_at(index: &Verified<Index>, entry: u32) -> Option<(u64, Verified<FileTree>)> {
     let IndexKind::File { offset, .. } = index.entries().get(entry as usize)?.kind else { return None };
     Some((offset, index.part(|index| index.tree(entry))?))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

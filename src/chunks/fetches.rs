@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use crate::buffers::BUFFER;
 use crate::chunks::ChunkError;
 use crate::chunks::lanes::Lanes;
 use crate::chunks::lanes::Purpose;
+use crate::chunks::lock;
 use crate::chunks::shelf::Shelf;
 use crate::chunks::shelf::mismatch_event;
 use crate::chunks::warm::Key;
@@ -270,8 +271,4 @@ impl Drop for Flight {
 /// The bytes of the layer from the first part to the last.
 fn span(parts: &[Part]) -> Option<Range<u64>> {
     Some(parts.first()?.content.start..parts.last()?.content.end)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

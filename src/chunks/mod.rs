@@ -15,7 +15,7 @@ mod warm;
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -191,6 +191,11 @@ impl Chunks {
         let joined = Verified::join(&parts, &self.fetches.shelf.workshop.buffers);
         joined.map(Some).map_err(|source| Arc::new(ChunkError::Memory(source)))
     }
+}
+
+/// Locks. A panic ends the program: nobody meets what one has left.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why bytes of a file could not be had.
