@@ -35,9 +35,6 @@ const OPEN_OBJECTS: usize = 256;
 /// How long the disk is left alone after it took nothing: it is full, read-only or gone.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a new object is left alone before it is brought to the disk and sealed.
-const SETTLING: Duration = Duration::from_secs(5);
-
 /// What is at hand.
 #[derive(Debug)]
 pub(super) struct Shelf {
@@ -168,12 +165,8 @@ impl Shelf {
         match partial.finish(&self.workshop.buffers) {
             Ok(true) => {
                 self.lock().pop(&tree.verity);
-                let (store, tree) = (Arc::clone(&self.workshop.store), tree.clone());
-                std::thread::spawn(move || {
-                    // Until then readers may have it open for writing.
-                    std::thread::sleep(SETTLING);
-                    store.settle(&tree)
-                });
+                let tree = tree.clone();
+                self.workshop.store.when_settled(move |store| store.settle(&tree));
             }
             Ok(false) => {}
             // Evicted, or another process was faster.

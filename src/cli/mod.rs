@@ -22,6 +22,7 @@ mod mount;
 mod policy;
 mod print;
 mod progress;
+mod runtime;
 mod service;
 mod signer;
 mod text;
@@ -106,7 +107,7 @@ fn carry_out(invocation: Invocation) -> Result<(), Error> {
 }
 
 fn run_to_end(config: Config, task: Task) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Start)?;
+    let runtime = runtime::start().map_err(Error::Start)?;
     let result = runtime.block_on(with_kits(config, task));
     // What is still being fetched is nobody's any more.
     runtime.shutdown_background();

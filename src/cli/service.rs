@@ -14,6 +14,7 @@ use crate::audit::Audit;
 use crate::cli::kits;
 use crate::cli::log;
 use crate::cli::log::Place;
+use crate::cli::runtime;
 use crate::cli::text;
 use crate::config;
 use crate::fault::Fault;
@@ -93,10 +94,7 @@ impl Served for Service {
     ) -> Result<Prepared<Self>, MountFailure> {
         let failed =
             |fault: Fault, error: &dyn std::error::Error| MountFailure::new(fault.exit_code(), text::chain(error));
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| failed(Fault::Other, &error))?;
+        let runtime = runtime::start().map_err(|error| failed(Fault::Other, &error))?;
         let audit = audit_settings(request);
         let workshop = Workshop::open(
             &request.cache_dir,

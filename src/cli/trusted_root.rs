@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::cli::arguments::TrustedRootTask;
 use crate::cli::failure::Error;
 use crate::cli::print;
+use crate::cli::runtime;
 use crate::cli::text;
 use crate::config::Config;
 use crate::config::Output;
@@ -48,7 +49,7 @@ pub fn run(config: &Config, task: TrustedRootTask) -> Result<(), Error> {
             TrustedRoot::from_file(&path)?.install(&config.folders.installed_root())?
         }
         TrustedRootTask::Update { from: None, mirror, root } => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+            let runtime = runtime::start().map_err(Error::Start)?;
             let fetching = TrustedRoot::fetch(mirror.as_deref(), root.as_deref(), config.source.timeout);
             let fetched = runtime.block_on(fetching)?;
             fetched.install(&config.folders.installed_root())?

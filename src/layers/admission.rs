@@ -5,11 +5,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use crate::digest::Digest;
 use crate::kit::index::Index;
 use crate::layers::Layer;
 use crate::layers::LayerError;
+use crate::store::Store;
 use crate::verify::Verified;
 
 /// What was admitted for a layer, if anything was.
@@ -66,12 +68,17 @@ impl Layer {
     /// Lets the store know what the admitted index names, which is pinned with the layer.
     pub(super) fn keep_names(&self) {
         let Some(index) = self.admission.index() else { return };
-        let store = Arc::clone(&self.workshop.store);
-        std::thread::spawn(move || {
-            if let Err(error) = store.keep_names(&index) {
-                tracing::warn!(%error, "what is mounted by an index may be evicted");
-            }
-        });
+        let (store, names) = (Arc::clone(&self.workshop.store), Arc::clone(&index));
+        let keeping = thread::Builder::new().name("kitfs-names".to_owned()).spawn(move || keep_names(&store, &names));
+        if keeping.is_err() {
+            keep_names(&self.workshop.store, &index);
+        }
+    }
+}
+
+fn keep_names(store: &Store, index: &Verified<Index>) {
+    if let Err(error) = store.keep_names(index) {
+        tracing::warn!(%error, "what is mounted by an index may be evicted");
     }
 }
 

@@ -18,10 +18,6 @@ use crate::verify::Verified;
 /// How long a layer that the store could not keep is read from its source before the store is tried again.
 const UNKEPT_FOR: Duration = Duration::from_secs(60);
 
-/// How long new files stay in memory alone. Whoever waited for them reads them now, and the disk would be in
-/// the way; until they are on it, all they have to fear is a power cut, which costs another proof.
-const SETTLING: Duration = Duration::from_secs(5);
-
 impl Layer {
     /// Why the store does not keep this layer, if it lately could not.
     pub fn unkept(&self) -> Option<Arc<io::Error>> {
@@ -65,10 +61,7 @@ impl Layer {
             let Target::Store(staging) = target else { return Ok(proof.covers(index)) };
             let index = staging.commit(&proof, index)?;
             let large_files = index.clone();
-            std::thread::spawn(move || {
-                std::thread::sleep(SETTLING);
-                store.make_durable(&large_files)
-            });
+            store.when_settled(move |store| store.make_durable(&large_files));
             Ok(index)
         });
         // A layer whose files contradict each other is kept all the same: it is proved, and proving it

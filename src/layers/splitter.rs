@@ -4,6 +4,8 @@
 //! a staging area, and what it says is a draft, until the proof of the layer covers both.
 
 use std::io;
+use std::sync::mpsc::SendError;
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -87,23 +89,21 @@ fn split_plain(layer: &KitLayer, mut pieces: mpsc::Receiver<Piece>, target: Targ
     Split { proof: check.finish(), files }
 }
 
-/// The digest is over other bytes than the files are made of, so it is computed on a thread of its own.
-fn split_compressed(
-    layer: &KitLayer,
-    mut pieces: mpsc::Receiver<Piece>,
-    target: Target,
-    mut check: LayerCheck,
-) -> Split {
+/// The digest is over other bytes than the files are made of, so it is computed on a thread of its own, if there is
+/// one to be had.
+fn split_compressed(layer: &KitLayer, mut pieces: mpsc::Receiver<Piece>, target: Target, check: LayerCheck) -> Split {
+    let check = Mutex::new(check);
+    let update = |piece: Piece| check.lock().unwrap_or_else(PoisonError::into_inner).update(&piece.bytes);
     let (to_check, checked) = std::sync::mpsc::sync_channel::<Piece>(QUEUE);
-    std::thread::scope(|scope| {
-        let checking = scope.spawn(move || {
-            checked.into_iter().for_each(|piece| check.update(&piece.bytes));
-            check.finish()
-        });
+    let files = std::thread::scope(|scope| {
+        let checking = std::thread::Builder::new().name("kitfs-check".to_owned());
+        let _checking = checking.spawn_scoped(scope, || checked.into_iter().for_each(update));
         let mut opener = Opener::new(layer, target);
         while let Some(piece) = pieces.blocking_recv() {
-            // Whoever checks listens to the end.
-            let _ = to_check.send(piece.clone());
+            // Whoever checks listens to the end, if there is anybody.
+            if let Err(SendError(piece)) = to_check.send(piece.clone()) {
+                update(piece);
+            }
             if let Ok(working) = &mut opener
                 && let Err(error) = working.take(piece.bytes.ahead_of_proof())
             {
@@ -111,9 +111,9 @@ fn split_compressed(
             }
         }
         drop(to_check);
-        let files = opener.and_then(|opener| opener.finish(layer));
-        Split { proof: checking.join().expect("a panic ends the program"), files }
-    })
+        opener.and_then(|opener| opener.finish(layer))
+    });
+    Split { proof: check.into_inner().unwrap_or_else(PoisonError::into_inner).finish(), files }
 }
 
 /// Splits what a compressed layer opens to.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use crate::kit::index::Index;
 use crate::layers::Layer;
@@ -44,8 +45,11 @@ impl Layer {
         if index.entries().len() <= COUNTED_AT_ONCE {
             return self.count(&index);
         }
-        let layer = Arc::clone(self);
-        std::thread::spawn(move || layer.count(&index));
+        let (layer, entries) = (Arc::clone(self), Arc::clone(&index));
+        let counting = thread::Builder::new().name("kitfs-count".to_owned()).spawn(move || layer.count(&entries));
+        if counting.is_err() {
+            self.count(&index);
+        }
     }
 
     fn count(&self, index: &Verified<Index>) {

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -29,8 +30,9 @@ pub(super) fn of(mount: &Entry, hold: Hold, longest: Duration) -> Vec<u32> {
     let deadline = Instant::now() + longest;
     let (found, users) = mpsc::channel();
     let mount = mount.clone();
-    // A thread, for a process that waits inside of a dead mount can make whoever reads its maps wait too.
-    std::thread::spawn(move || scan(&mount, hold, &found));
+    // A thread, for a process that waits inside of a dead mount can make whoever reads its maps wait too. Without one
+    // nobody is found.
+    let _scanning = thread::Builder::new().spawn(move || scan(&mount, hold, &found));
     let mut pids = BTreeSet::new();
     while let Ok(pid) = users.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         pids.insert(pid);

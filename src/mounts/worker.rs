@@ -184,7 +184,11 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
                 find_holder(&estate, keys, &farewell, || served.snapshot());
             }
         })?;
-        session.run()?;
+        if let Err(error) = session.run() {
+            // Without a look back: the reporter would go on telling that all is well.
+            tracing::error!(%error, "this worker ends");
+            std::process::exit(1)
+        }
         served.ended();
         let told = channel.send_patiently(&FromWorker::Ended, &[], Some(Instant::now() + REPORT_EVERY));
         if told.is_err() {

@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::digest::Digest;
@@ -139,7 +140,7 @@ impl Store {
             return;
         }
         let store = Arc::clone(self);
-        std::thread::spawn(move || {
+        let looking = thread::Builder::new().name("kitfs-evict".to_owned()).spawn(move || {
             let is_counted = store.budget.held.load(Ordering::Relaxed) > 0;
             let counted = if is_counted { Ok(()) } else { store.count().map(drop) };
             let has_room = counted.and_then(|()| store.make_room(0)).unwrap_or_else(|error| {
@@ -151,6 +152,10 @@ impl Store {
             }
             store.budget.is_looking.store(false, Ordering::Release);
         });
+        if let Err(error) = looking {
+            tracing::debug!(%error, "the limits of the store are looked at later");
+            self.budget.is_looking.store(false, Ordering::Release);
+        }
     }
 
     /// Counts the bytes of the store, file by file.

@@ -36,6 +36,7 @@ mod material;
 mod objects;
 mod partial;
 mod sealing;
+mod settling;
 mod staging;
 mod usage;
 

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::support::host;
-use crate::support::kit::{Base, Kit, Layout, Packed, file, noise};
-use crate::support::kitfs::{Kitfs, Output, finish};
+use crate::support::kit::{Base, Compression, Kit, Layout, Packed, Packing, file, noise};
+use crate::support::kitfs::{Kitfs, Output, User, finish};
 use crate::support::tree::Tree;
 
 /// Cycles of mount and umount; `scripts/stress` asks for more.
@@ -65,7 +66,7 @@ fn cycles_of_mount_and_umount_leave_nothing() {
 
 /// What a process holds: descriptors, threads, and KiB of memory.
 fn holds(pid: i32) -> (usize, usize, u64) {
-    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
+    let count = |what: &str| count(Path::new(&format!("/proc/{pid}/{what}")));
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
     (count("fd"), count("task"), memory.trim().trim_end_matches(" kB").parse().unwrap_or(0))
@@ -147,7 +148,7 @@ fn limited<A: AsRef<OsStr>>(kitfs: &Kitfs, first: &str, arguments: &[A]) -> Outp
 
 fn run_limited<A: AsRef<OsStr>>(kitfs: &Kitfs, first: &str, arguments: &[A]) -> Output {
     let mut command = kitfs.other("sh");
-    command.arg("-c").arg(format!("{first}; exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_kitfs")).args(arguments);
+    command.arg("-c").arg(format!("{first}; exec \"$0\" \"$@\"")).arg(kitfs.program()).args(arguments);
     finish(command, first, Duration::from_secs(60))
 }
 
@@ -168,6 +169,86 @@ fn few_descriptors_and_little_memory_are_enough_or_a_clear_error() {
         assert!(output.code == 0 || !output.stderr.is_empty(), "no message\n{output}");
     }
     limited(&kitfs, "ulimit -v 4000000", &["verify", &reference]).expect(0);
+}
+
+#[test]
+fn few_threads_are_enough_or_a_clear_error() {
+    if !host::can_mount() || !host::has("setpriv") || !host::has("prlimit") {
+        return;
+    }
+    // The limit is one of ordinary users, and for all that they run.
+    let kitfs = Kitfs::of(User::Nobody).with("KITFS_READ_TIMEOUT", "1s");
+    let kit = Kit::usual("usual").packing(Packing::Tar(Compression::Gzip)).pack();
+    let reference = Layout::of(kitfs.path("layout"), &kit).reference("v1");
+    for threads in [1, 2, 3, 4, 6, 8] {
+        // Not every shell has a limit for it.
+        let first = format!("exec prlimit --nproc={} \"$0\" \"$@\"", threads_of_nobody() + threads);
+        let output = limited(&kitfs, &first, &["verify", &reference]);
+        assert!([0, 1, 7].contains(&output.code), "{output}");
+    }
+    kitfs.run(&["verify", &reference]).expect(0);
+}
+
+fn threads_of_nobody() -> usize {
+    let of_nobody = |process: &Path| std::fs::metadata(process).is_ok_and(|process| process.uid() == 65534);
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten().map(|process| process.path());
+    processes.filter(|process| of_nobody(process)).map(|process| count(&process.join("task"))).sum()
+}
+
+fn count(folder: &Path) -> usize {
+    std::fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+/// A control group of one process, which can be kept from having more threads.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None` where there are no such groups to be had, which has been said.
+    fn of(pid: i32) -> Option<Self> {
+        let root = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].into_iter().find(|root| Path::new(root).is_dir());
+        let group = Self(Path::new(root.unwrap_or("/sys/fs/cgroup")).join(format!("kitfs-test-{pid}")));
+        let made = std::fs::create_dir(&group.0).and_then(|()| std::fs::metadata(group.0.join("pids.max")));
+        let made = made.and_then(|_| std::fs::write(group.0.join("cgroup.procs"), pid.to_string()));
+        if let Err(error) = &made {
+            host::note(&format!("no control group for the number of threads: {error}"));
+        }
+        made.is_ok().then_some(group)
+    }
+
+    fn allow(&self, threads: &str) {
+        std::fs::write(self.0.join("pids.max"), threads).expect("our own control group");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        host::soon(10, || std::fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+#[test]
+fn a_worker_that_can_have_no_more_threads_goes_on_and_reads_when_it_can() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new().with("KITFS_READ_TIMEOUT", "3s");
+    let (kit, reference) = usual(&kitfs);
+    let mount = kitfs.mount(&reference);
+    let worker = mount.process("pid");
+    let Some(group) = Group::of(worker) else { return };
+    group.allow("1");
+    for path in ["model/weights.bin", "data/rows.csv", "README.md"] {
+        if let Err(error) = std::fs::read(mount.at(path)) {
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{path}");
+        }
+        std::fs::read_dir(mount.at("model")).expect("what is listed is listed");
+    }
+    group.allow("max");
+    let all = || ["model/weights.bin", "data/rows.csv", "README.md"].map(|path| std::fs::read(mount.at(path)));
+    assert!(host::soon(60, || all().iter().all(Result::is_ok)), "it never comes back");
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "with threads");
+    assert_eq!(mount.process("pid"), worker, "it died of it");
+    mount.unmount();
 }
 
 #[test]

@@ -73,6 +73,11 @@ impl Kitfs {
         self
     }
 
+    /// The binary that runs.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// A path in the directory that goes away with this installation.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
