@@ -300,9 +300,10 @@ impl Signers {
         if let Some(missing) = missing {
             return Err(format!("not by {missing}"));
         }
-        let count = signed.iter().filter(|signer| self.any.iter().any(|wanted| wanted.accepts(signer))).count();
-        if !self.any.is_empty() && count < self.at_least {
-            return Err(match count {
+        let counted = signed.iter().filter(|signer| self.any.iter().any(|wanted| wanted.accepts(signer)));
+        let different: BTreeSet<_> = counted.map(|signer| signer.who()).collect();
+        if !self.any.is_empty() && different.len() < self.at_least {
+            return Err(match different.len() {
                 0 => "by none of them".into(),
                 count => format!("by {count} of them, not by {}", self.at_least),
             });

@@ -55,6 +55,16 @@ pub enum Matcher {
     Regexp(Whole),
 }
 
+impl Signer {
+    /// Who it is. What else a certificate says does not make it another: two runs of one workflow are one signer.
+    pub(in crate::policy) fn who(&self) -> (&str, Option<&str>) {
+        match self {
+            Self::Key { fingerprint } => (fingerprint, None),
+            Self::Certificate { identity, issuer, .. } => (identity, Some(issuer)),
+        }
+    }
+}
+
 impl Matcher {
     /// An exact text or a regular expression, one of the two.
     pub(in crate::policy) fn parse(exact: Option<String>, regexp: Option<String>, what: &str) -> Result<Self, String> {

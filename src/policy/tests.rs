@@ -110,6 +110,19 @@ fn the_most_specific_rule_decides_alone() {
 }
 
 #[test]
+fn two_runs_of_one_workflow_are_one_signer() {
+    let run = |number: &str| {
+        let extensions = BTreeMap::from([("run_invocation_uri".to_owned(), number.to_owned())]);
+        let (identity, issuer) = ("workflow".to_owned(), "https://accounts.example".to_owned());
+        seal(Signer::Certificate { identity, issuer, extensions })
+    };
+    let workflow = "{ identity = \"workflow\", issuer = \"https://accounts.example\" }";
+    let text = rule(&format!("[[rule.signature]]\nany = [{workflow}, {{ key = \"a.pub\" }}]\nat_least = 2\n"));
+    assert_eq!(verdict(&text, &signed([run("1"), run("2")])), Verdict::Deny);
+    assert_eq!(verdict(&text, &signed([run("1"), run("2"), seal(key())])), Verdict::Allow);
+}
+
+#[test]
 fn who_must_have_signed() {
     let people = |names: &[&str]| signed(names.iter().map(|name| seal(person(name))).collect::<Vec<_>>());
     let regexp = "[[rule.signature]]\nany = [{ identity_regexp = \"[ab]\", issuer = \"https://accounts.example\" }]\n";
