@@ -28,8 +28,14 @@ use ed25519_dalek::VerifyingKey as Ed25519Key;
 use sha2::Digest as _;
 use sha2::Sha512;
 use sigstore_types::DerPublicKey;
+use x509_cert::der::Any;
 use x509_cert::der::Decode;
+use x509_cert::der::Encode;
+use x509_cert::der::asn1::BitString;
 use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::pem;
+use x509_cert::spki::AlgorithmIdentifierOwned;
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
 use x509_cert::spki::SubjectPublicKeyInfoRef;
 
 use crate::digest::Digest;
@@ -69,11 +75,23 @@ pub enum KeyKind {
 }
 
 impl PublicKey {
-    /// Reads a PEM `PUBLIC KEY`, as `cosign generate-key-pair` and `cosign public-key` write it.
+    /// Reads a PEM `PUBLIC KEY`, as `cosign generate-key-pair` and `cosign public-key` write it, or an
+    /// `RSA PUBLIC KEY` (RFC 8017, A.1.1), which cosign reads too.
     pub fn from_pem(text: &[u8]) -> Result<Self, InvalidKey> {
         let text = str::from_utf8(text).map_err(|_| InvalidKey::NoPem("it is not text".into()))?;
+        if let Ok(("RSA PUBLIC KEY", raw)) = pem::decode_vec(text.as_bytes()) {
+            return Self::from_rsa(&raw);
+        }
         let der = DerPublicKey::from_pem(text).map_err(|error| InvalidKey::NoPem(error.to_string()))?;
         Self::from_der(der.as_bytes())
+    }
+
+    fn from_rsa(raw: &[u8]) -> Result<Self, InvalidKey> {
+        let malformed = |error: x509_cert::der::Error| InvalidKey::Malformed(error.to_string());
+        let algorithm = AlgorithmIdentifierOwned { oid: RSA, parameters: Some(Any::null()) };
+        let subject_public_key = BitString::from_bytes(raw).map_err(malformed)?;
+        let spki = SubjectPublicKeyInfoOwned { algorithm, subject_public_key };
+        Self::from_der(&spki.to_der().map_err(malformed)?)
     }
 
     /// Reads a DER SubjectPublicKeyInfo.
@@ -306,6 +324,15 @@ mod tests {
             pair.sign(padding, &random, MESSAGE, &mut signature).unwrap();
             check(pair.public_key(), KeyKind::Rsa, &signature);
         }
+    }
+
+    #[test]
+    fn an_rsa_key_is_the_same_in_both_forms() {
+        let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        let key = PublicKey::from_der(pair.public_key().as_der().unwrap().as_ref()).unwrap();
+        let old = pem::encode_string("RSA PUBLIC KEY", pem::LineEnding::LF, pair.public_key().as_ref()).unwrap();
+        assert_eq!(PublicKey::from_pem(old.as_bytes()).unwrap(), key);
+        assert!(PublicKey::from_pem(old.replace("RSA ", "").as_bytes()).is_err());
     }
 
     #[test]
