@@ -5,6 +5,8 @@
 //! then everything must hold: chain, certificate log (SCT), log entry, a trusted time inside the validity.
 //! For the second `sigstore-verify` does the work, never with one of its checks left out.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 use sigstore_types::Artifact;
 use sigstore_types::Bundle;
@@ -95,6 +97,9 @@ impl Proof {
                 Err(doubt) => proof.doubts.push(doubt),
             }
         }
+        if has_twice(attached.entries) {
+            proof.doubts.push(Doubt::Wrong("a log entry stands twice".into()));
+        }
         let signature = SignatureBytes::new(signed.signature().to_vec());
         for stamp in attached.timestamps {
             let authorities = root.parts().tsa_authorities();
@@ -121,6 +126,9 @@ impl Proof {
         let stamps = &material.timestamp_verification_data.rfc3161_timestamps;
         if material.tlog_entries.len() > ATTACHED || stamps.len() > ATTACHED {
             return Err(format!("it has more than {ATTACHED} log entries or timestamps"));
+        }
+        if has_twice(&material.tlog_entries) {
+            return Err("a log entry stands twice".into());
         }
         let policy = VerificationPolicy::any_identity();
         let held = root.verifier().verify(artifact, bundle, &policy).map_err(|error| chain(&error))?;
@@ -159,6 +167,12 @@ impl Proof {
     pub(super) fn doubts(&self) -> &[Doubt] {
         &self.doubts
     }
+}
+
+/// Whether two entries are one: whoever counts entries must not count it twice.
+fn has_twice(entries: &[TransparencyLogEntry]) -> bool {
+    let mut seen = HashSet::new();
+    !entries.iter().all(|entry| seen.insert((entry.log_id.key_id.as_bytes(), entry.log_index.get())))
 }
 
 /// Rekor v2 does not sign when it took an entry in. The log's key must have been valid at the time that the timestamps say.
