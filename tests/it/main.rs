@@ -18,6 +18,7 @@ mod damage;
 mod demo;
 mod dependencies;
 mod docker;
+mod forgeries;
 mod fuzz;
 mod hangs;
 mod hostile;
