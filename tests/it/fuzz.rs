@@ -5,7 +5,7 @@ use std::path::Path;
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
 
-/// Mutations of each seed.
+/// Mutations of each seed, where one takes no time.
 const MUTATIONS: u64 = 60;
 
 /// A generator of numbers that every run repeats (xorshift64).
@@ -48,6 +48,10 @@ fn mutated(seed: &[u8], numbers: &mut Numbers) -> Vec<u8> {
 }
 
 fn check(name: &str, target: fn(&[u8])) {
+    check_some(name, target, MUTATIONS);
+}
+
+fn check_some(name: &str, target: fn(&[u8]), mutations: u64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(name);
     let mut seeds: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).collect();
     seeds.sort();
@@ -56,7 +60,7 @@ fn check(name: &str, target: fn(&[u8])) {
     for seed in seeds {
         let seed = std::fs::read(seed).unwrap();
         target(&seed);
-        for number in 1..=MUTATIONS {
+        for number in 1..=mutations {
             target(&mutated(&seed, &mut Numbers(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))));
         }
     }
@@ -85,4 +89,60 @@ fn documents() {
 #[test]
 fn audit_logs() {
     check("audit", targets::audit);
+}
+
+#[test]
+fn manifests() {
+    check("manifest", targets::manifest);
+}
+
+#[test]
+fn configs() {
+    check("config", targets::config);
+}
+
+#[test]
+fn published_indexes() {
+    check("index", targets::index);
+}
+
+#[test]
+fn references() {
+    check("reference", targets::reference);
+}
+
+#[test]
+fn layouts() {
+    check("layout", targets::layout);
+}
+
+#[test]
+fn tars_of_layouts() {
+    check("tarball", targets::tarball);
+}
+
+#[test]
+fn tars() {
+    check("tar", targets::tar);
+}
+
+#[test]
+fn gzip() {
+    check("gzip", targets::gzip);
+}
+
+#[test]
+fn zstd() {
+    check("zstd", targets::zstd);
+}
+
+#[test]
+fn seek_points() {
+    // Megabytes are compressed for each.
+    check_some("seek", targets::seek, 6);
+}
+
+#[test]
+fn what_somebody_signed() {
+    check("signature", targets::signature);
 }
