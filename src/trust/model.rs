@@ -5,6 +5,7 @@
 //! The subject is a hash over the hashes of the files, so the statement is about itself; what counts is who signed
 //! it, and that the files are those. Reading them is up to the caller, who has them as proved bytes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -23,6 +24,7 @@ use crate::trust::endorsement::Endorsement;
 use crate::trust::endorsement::Rejected;
 use crate::trust::endorsement::Role;
 use crate::trust::examine;
+use crate::trust::json;
 use crate::trust::key::PublicKey;
 use crate::trust::material::Material;
 use crate::trust::root::TrustedRoot;
@@ -53,6 +55,8 @@ pub struct ModelManifest {
     /// Parts of each file, by path.
     files: BTreeMap<KitPath, Vec<Resource>>,
     ignored: Vec<KitPath>,
+    /// Whether parts of files are named: an empty file has none, and no signer can name it.
+    in_shards: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +112,7 @@ pub fn examine_model(
         predicate_type: Some(MODEL_PREDICATE.to_owned()),
         reason,
     };
+    let bundle = &*by_key(bundle, limits);
     let subject = match examine::statement_of(bundle, limits).and_then(|claimed| ModelManifest::read(&claimed)) {
         Ok((_, subject)) => subject,
         Err(why) => return (Vec::new(), vec![reject(why)]),
@@ -126,11 +131,29 @@ pub fn examine_model(
     (signatures, rejected)
 }
 
+/// The bundle as one by a key, if it brings a chain of certificates and no log entry: `model_signing sign certificate`
+/// writes such. No Sigstore knows its authorities and nobody saw when it was made, so only the key can be trusted.
+fn by_key<'b>(bundle: &'b [u8], limits: &Limits) -> Cow<'b, [u8]> {
+    if bundle.len() as u64 > limits.attestation {
+        return bundle.into();
+    }
+    let Ok(mut value) = json::strict(bundle) else { return bundle.into() };
+    let Some(material) = value.get_mut("verificationMaterial").and_then(Value::as_object_mut) else {
+        return bundle.into();
+    };
+    let is_logged = material.get("tlogEntries").and_then(Value::as_array).is_some_and(|entries| !entries.is_empty());
+    if is_logged || material.contains_key("publicKey") || material.remove("x509CertificateChain").is_none() {
+        return bundle.into();
+    }
+    material.insert("publicKey".into(), serde_json::json!({"hint": ""}));
+    value.to_string().into_bytes().into()
+}
+
 impl ModelManifest {
     /// Reads a statement, and what its subject must be: the hash over the hashes in their order.
     fn read(statement: &Value) -> Result<(Self, Digest), String> {
         let subjects = statement.get("subject").and_then(Value::as_array).ok_or("the statement has no subject")?;
-        let mut manifest = Self { name: String::new(), files: BTreeMap::new(), ignored: Vec::new() };
+        let mut manifest = Self { name: String::new(), files: BTreeMap::new(), ignored: Vec::new(), in_shards: false };
         match statement.get("predicateType").and_then(Value::as_str) {
             Some(MODEL_PREDICATE) => {
                 let [subject] = &subjects[..] else { return Err("a model signature has exactly one subject".into()) };
@@ -156,7 +179,7 @@ impl ModelManifest {
 
     fn read_predicate(&mut self, predicate: &Value) -> Result<Digest, String> {
         let serialization = predicate.get("serialization").ok_or("the predicate has no serialization")?;
-        let in_shards = match text(serialization, "method")? {
+        self.in_shards = match text(serialization, "method")? {
             "files" => false,
             "shards" => true,
             other => return Err(format!("files are listed by {other:?}, which is not known")),
@@ -174,7 +197,7 @@ impl ModelManifest {
             let algorithm = text(resource, "algorithm")?;
             let hash = ModelHash::named(algorithm).ok_or_else(|| format!("the hash {algorithm:?} is not known"))?;
             let name = text(resource, "name")?;
-            let (path, range) = if in_shards { shard(name)? } else { (name, None) };
+            let (path, range) = if self.in_shards { shard(name)? } else { (name, None) };
             // A model of a single file goes by the name of the model.
             let path = if path == "." { self.name.clone() } else { path.to_owned() };
             self.add(&path, range, hash, digest)?;
@@ -254,10 +277,11 @@ impl ModelManifest {
             signed.insert(at);
         }
         let mut outside = 0;
-        for path in files.keys().filter(|path| !signed.contains(*path)) {
+        for (path, size) in files.iter().filter(|(path, _)| !signed.contains(*path)) {
+            let cannot_be_named = self.in_shards && *size == 0;
             if !path.starts_with(root) {
                 outside += 1;
-            } else if Some(path) != signature && !self.ignores(root, path) {
+            } else if !cannot_be_named && Some(path) != signature && !self.ignores(root, path) {
                 return Err(ModelError::Unsigned { path: path.clone(), root: root.clone() });
             }
         }
@@ -482,8 +506,15 @@ mod tests {
         let gap = [("a:0:4", "sha256", digest.clone()), ("a:5:6", "sha256", digest.clone())];
         let (manifest, _) = ModelManifest::read(&statement("shards", &gap)).unwrap();
         assert!(matches!(manifest.plan(&files(&[("a", 6)]), None), Err(ModelError::Size { .. })));
-        let (manifest, _) = ModelManifest::read(&statement("shards", &[("a:0:0", "sha256", digest)])).unwrap();
+        let (manifest, _) = ModelManifest::read(&statement("shards", &[("a:0:0", "sha256", digest.clone())])).unwrap();
         assert_eq!(manifest.plan(&files(&[("a", 0)]), None).unwrap().parts.len(), 1);
+        // The tool names no part of an empty file.
+        let one = [("a:0:4", "sha256", digest.clone())];
+        let (manifest, _) = ModelManifest::read(&statement("shards", &one)).unwrap();
+        assert!(manifest.plan(&files(&[("a", 4), ("empty", 0)]), None).is_ok());
+        assert!(manifest.plan(&files(&[("a", 4), ("more", 1)]), None).is_err());
+        let (manifest, _) = ModelManifest::read(&statement("files", &[("a", "sha256", digest)])).unwrap();
+        assert!(manifest.plan(&files(&[("a", 4), ("empty", 0)]), None).is_err());
     }
 
     #[test]
