@@ -139,7 +139,16 @@ async fn decide(kits: &Kits, policies: &Policies, case: &Case) -> Result<Decisio
         parent: link.contents.parent.as_ref(),
         material: &kits.material(link).await?,
     };
-    Ok(case.decide_about(policies, &found, &kits.config().limits))
+    let decision = case.decide_about(policies, &found, &kits.config().limits);
+    if decision.verdict() == Verdict::Deny || decision.models().is_empty() {
+        return Ok(decision);
+    }
+    let files = kits.open_files(kit).await?;
+    let mut judgements = Vec::new();
+    for demand in decision.models() {
+        judgements.push(files.judgement(0, demand).await?);
+    }
+    Ok(decision.judged(&judgements))
 }
 
 fn write_cases(out: &mut dyn Write, document: &PolicyTest) -> io::Result<()> {

@@ -123,7 +123,9 @@ impl KitFs {
         Ok(self)
     }
 
-    async fn judgement(&self, link: usize, demand: &ModelDemand) -> Result<Judgement, FsError> {
+    /// What one demand says of the files of a kit of the chain, the kit itself being the first. Nothing follows from it
+    /// here, and nothing is written down.
+    pub async fn judgement(&self, link: usize, demand: &ModelDemand) -> Result<Judgement, FsError> {
         let files = self.files();
         let model = self.model_files(link);
         let mut misses = Vec::new();

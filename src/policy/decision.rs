@@ -204,6 +204,20 @@ impl Decision {
         &self.models
     }
 
+    /// The same after rules have judged the files: the strictest counts.
+    pub fn judged(mut self, judgements: &[Judgement]) -> Self {
+        let verdict = judgements.iter().map(|judgement| judgement.verdict).fold(self.verdict, Verdict::max);
+        if verdict != self.verdict {
+            self.reasons.clear();
+        }
+        self.verdict = verdict;
+        let reasons = judgements.iter().filter(|judgement| judgement.verdict == verdict).map(Judgement::reason);
+        self.reasons.extend(reasons);
+        self.conditions.extend(judgements.iter().map(|judgement| judgement.condition.clone()));
+        self.models.clear();
+        self
+    }
+
     /// The rules that refuse the kit, and were overruled by [`ALLOW_REFUSED`](crate::policy::ALLOW_REFUSED).
     pub fn overruled(&self) -> &[String] {
         &self.overruled

@@ -96,8 +96,23 @@ impl ModelDemand {
 
     /// What follows: `held` are the signatures by which all files of the model are as they were signed.
     pub fn conclude(&self, held: &[ModelSignature], misses: &[String]) -> Judgement {
+        self.judge(held.iter().map(|held| Signer::from(held.endorsement.signer())).collect(), misses)
+    }
+
+    /// What follows where signatures over the model are believed as they are.
+    pub(in crate::policy) fn believe(&self, seals: &[Seal]) -> Judgement {
+        let (mut signed, mut misses) = (BTreeSet::new(), Vec::new());
+        for seal in seals {
+            match self.block.demands.check(seal) {
+                Ok(()) => drop(signed.insert(seal.signer.clone())),
+                Err(why) => misses.push(format!("{}: {why}", seal.signer)),
+            }
+        }
+        self.judge(signed, &misses)
+    }
+
+    fn judge(&self, signed: BTreeSet<Signer>, misses: &[String]) -> Judgement {
         let what = format!("the model signed {}{}", self.block.signers.describe(), self.block.demands.describe());
-        let signed: BTreeSet<Signer> = held.iter().map(|held| Signer::from(held.endorsement.signer())).collect();
         let (condition, signers) = match self.block.signers.satisfied_by(&signed.iter().collect()) {
             Ok(signers) => {
                 let signers: Vec<_> = signers.iter().map(Signer::to_string).collect();

@@ -101,6 +101,8 @@ struct Inline {
     kitfile: Option<Vec<u8>>,
     parent: Option<Vec<String>>,
     evidence: Evidence,
+    /// Signatures over the files of the model.
+    models: Vec<Seal>,
 }
 
 #[derive(Deserialize)]
@@ -128,6 +130,8 @@ struct CaseTable {
     signature: Vec<SealTable>,
     #[serde(default)]
     attestation: Vec<AttestationTable>,
+    #[serde(default)]
+    model_signature: Vec<SealTable>,
 }
 
 #[derive(Deserialize)]
@@ -185,9 +189,10 @@ impl Case {
             let path = std::path::absolute(folder.join(text)).map_err(|error| error.to_string())?;
             format!("oci:{}", path.display()).parse::<Reference>().map_err(|error| format!("{error}"))
         });
-        let is_inline = !(table.signature.is_empty() && table.attestation.is_empty())
-            || table.manifest.is_some()
-            || table.kitfile.is_some();
+        let is_inline =
+            !(table.signature.is_empty() && table.attestation.is_empty() && table.model_signature.is_empty())
+                || table.manifest.is_some()
+                || table.kitfile.is_some();
         if layout.is_some() && is_inline {
             return Err("a case has a layout, or says itself what is known of the kit, not both".into());
         }
@@ -208,12 +213,18 @@ impl Case {
             })
         });
         let attestations = attestations.collect::<Result<_, _>>()?;
+        let models = table.model_signature.into_iter().map(|table| match table.annotations.is_empty() {
+            true => table.seal(folder),
+            false => Err("a signature over the model has no annotations".into()),
+        });
+        let models = models.collect::<Result<_, _>>()?;
         let inline = Inline {
             now: table.now.map(|text| time(&text)).transpose()?,
             manifest: table.manifest.unwrap_or_else(|| json!({})).to_string().into_bytes(),
             kitfile: table.kitfile.map(|kitfile| kitfile.to_string().into_bytes()),
             parent: parent.transpose()?,
             evidence: Evidence { signatures, attestations, rejected: Vec::new() },
+            models,
         };
         let layout = layout.transpose()?;
         Ok(Self { name, expect: table.expect, because: table.because, layout, reference, inline })
@@ -235,10 +246,13 @@ impl Case {
             child: None,
         };
         let now = self.inline.now.unwrap_or_else(Timestamp::now);
-        policies.decide_at(&request, now, &Limits::default(), |_, _| self.inline.evidence.clone())
+        let decision = policies.decide_at(&request, now, &Limits::default(), |_, _| self.inline.evidence.clone());
+        let judgements: Vec<_> = decision.models().iter().map(|demand| demand.believe(&self.inline.models)).collect();
+        decision.judged(&judgements)
     }
 
-    /// What policies say of a kit in a layout, as if it had been named as the case names it.
+    /// What policies say of a kit in a layout, as if it had been named as the case names it. What they demand of its
+    /// model is left to whoever has the files.
     pub fn decide_about(&self, policies: &Policies, kit: &Found<'_>, limits: &Limits) -> Decision {
         let version: &Version = self.reference.version();
         let reference = self.reference.to_string();

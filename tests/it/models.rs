@@ -1,5 +1,7 @@
 //! OpenSSF model signatures over the files of kits: checked by a command, and demanded by a policy.
 
+use std::path::Path;
+
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
@@ -182,4 +184,76 @@ fn a_policy_can_demand_that_the_model_is_signed() {
     let directory = kitfs.next_directory();
     std::fs::create_dir(&directory).unwrap();
     kitfs.run(&["mount", &changed, directory.to_str().unwrap(), "--policy", &any]).expect(6).says("got sha256:");
+}
+
+#[test]
+fn a_policy_for_models_can_be_tested() {
+    let (kitfs, signer) = (Kitfs::new(), Signer::new());
+    signer.public(&kitfs, "model.pub");
+    Signer::new().public(&kitfs, "other.pub");
+    let weights = weights();
+    let signature = signer.sign(&[("run.py", CODE), ("weights.bin", &weights)], "files");
+    kit(&kitfs, "good", &weights, &signature);
+    kit(&kitfs, "changed", &weights[1..], &signature);
+    policy(&kitfs, "policy.toml", "any = [{ key = \"model.pub\" }]", "");
+    let test = |cases: &str, exit: i32| {
+        let path = kitfs.path("cases.toml");
+        std::fs::write(&path, format!("version = 1\npolicy = \"policy.toml\"\n{cases}")).unwrap();
+        kitfs.run(&["policy", "test", path.to_str().unwrap()]).expect(exit)
+    };
+    let case =
+        |expect: &str, rest: &str| format!("[[case]]\nreference = \"oci:/kits/a:v1\"\nexpect = \"{expect}\"\n{rest}\n");
+    let cases = [
+        case("allow", "layout = \"good:v1\"\nbecause = \"signed by key:sha256:\""),
+        case("deny", "layout = \"changed:v1\"\nbecause = \"is not the file that was signed\""),
+        case("allow", "model_signature = [{ key = \"model.pub\" }]"),
+        case("deny", "model_signature = [{ key = \"other.pub\" }]\nbecause = \"by none of them\""),
+        case("deny", "because = \"the model signed by\""),
+    ];
+    test(&cases.concat(), 0);
+    test(&case("allow", "layout = \"changed:v1\""), 1);
+    test(&case("allow", "layout = \"good:v1\"\nmodel_signature = [{ key = \"model.pub\" }]"), 2);
+    test(&case("allow", "model_signature = [{ key = \"model.pub\", annotations = { a = \"b\" } }]"), 2);
+    // A test is no decision.
+    let decided = kitfs.run(&["audit", "show", "--event", "decision", "-o", "json"]).expect(0).json();
+    assert_eq!(decided["events"], json!([]), "{decided}");
+}
+
+/// What model_signing 1.1.1 wrote about four files in `m`, in each of its methods but Sigstore's.
+#[test]
+fn signatures_of_the_real_tool_hold() {
+    let kitfs = Kitfs::new();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    let key = |name: &str| data.join(name).to_str().unwrap().to_owned();
+    let (by_key, by_certificate) = (key("key.pub"), key("certified.pub"));
+    let kit = |name: &str, weights: &[u8], signature: &[u8]| {
+        let files = [
+            file("m/run.py", CODE),
+            file("m/sub/weights.bin", weights),
+            file("m/empty", *b""),
+            file("m/.gitattributes", *b"*.bin binary\n"),
+            file("m/model.sig", signature),
+        ];
+        Layout::of(kitfs.path(name), &Kit::named(name).with(Base::Model, "m", files).pack()).reference("v1")
+    };
+    let weights = weights();
+    let mut changed = weights.clone();
+    changed[250_000] ^= 1;
+    for (name, key, other) in [
+        ("files", &by_key, &by_certificate),
+        ("shards", &by_key, &by_certificate),
+        ("blake2", &by_key, &by_certificate),
+        ("blake2-shards", &by_key, &by_certificate),
+        ("blake3", &by_key, &by_certificate),
+        ("certificate", &by_certificate, &by_key),
+    ] {
+        let signature = std::fs::read(data.join(format!("{name}.sig"))).unwrap();
+        let verify = |reference: &str, key: &str| {
+            kitfs.run(&["verify", reference, "--key", key, "--model-signature", "m/model.sig"])
+        };
+        let good = kit(name, &weights, &signature);
+        verify(&good, key).expect(0);
+        verify(&good, other).expect(6);
+        verify(&kit(&format!("{name}-changed"), &changed, &signature), key).expect(5);
+    }
 }
