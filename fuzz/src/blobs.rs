@@ -161,10 +161,11 @@ pub fn zstd(data: &[u8]) {
 /// Content that is compressed and then decompressed from every point: the first byte says how.
 pub fn seek(data: &[u8]) {
     let Some((how, seed)) = data.split_first() else { return };
+    let seed = seed.repeat(1 + 4096 / (seed.len() + 1));
     let mut content = Vec::with_capacity(LIMIT);
     while content.len() < 5 << 19 {
         content.extend_from_slice(&(content.len() as u32).to_le_bytes());
-        content.extend_from_slice(seed);
+        content.extend_from_slice(&seed);
     }
     let (compression, blob) = match how & 1 {
         0 => {

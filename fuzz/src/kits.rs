@@ -78,7 +78,7 @@ pub fn index(data: &[u8]) {
 /// A reference, and the names in it: what is printed is read as the same.
 pub fn reference(data: &[u8]) {
     if let Ok(path) = KitPath::parse(data) {
-        assert_eq!(KitPath::parse(path.as_bytes()).as_ref(), Ok(&path));
+        assert!(path.is_root() || KitPath::parse(path.as_bytes()).as_ref() == Ok(&path), "{path}");
         assert!(path.components().all(|name| name.as_bytes() != b".."));
     }
     let Ok(text) = std::str::from_utf8(data) else { return };

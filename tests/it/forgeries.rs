@@ -338,6 +338,14 @@ fn as_version(version: &'static str) -> impl Fn(&mut Value) {
     }
 }
 
+/// The same with a promise alone, which was enough for the first version.
+fn without_proof(version: &'static str) -> impl Fn(&mut Value) {
+    move |bundle| {
+        as_version(version)(bundle);
+        bundle.pointer_mut(ENTRY).unwrap().as_object_mut().unwrap().remove("inclusionProof").unwrap();
+    }
+}
+
 const ENTRY: &str = "/verificationMaterial/tlogEntries/0";
 
 #[test]
@@ -368,6 +376,8 @@ fn what_a_certificate_signed_is_not_forged() {
     let changes: &[Change<'_>] = &[
         ("", &as_version("0.1"), true),
         ("", &as_version("0.2"), true),
+        ("", &without_proof("0.1"), true),
+        ("", &without_proof("0.2"), false),
         ("/mediaType", &set("application/vnd.dev.sigstore.bundle+json;version=0.3"), true),
         ("/mediaType", &set("application/vnd.dev.sigstore.bundle+json;version=0.9"), false),
         ("/mediaType", &set("application/json"), false),
@@ -428,6 +438,8 @@ fn what_a_certificate_signed_is_not_forged() {
         ("/verificationMaterial/tlogEntries", &set(json!([])), false),
         (stamps, &set(tiled.bundle.pointer(stamps).unwrap().clone()), false),
         (stamps, &set(json!([])), true),
+        (ENTRY, &drop("inclusionPromise"), true),
+        (ENTRY, &drop("inclusionProof"), false),
     ];
     check_changes(&stamped, &root, &[], changes);
 
