@@ -46,9 +46,19 @@ fn cycles_of_mount_and_umount_leave_nothing() {
     let kitfs = Kitfs::new();
     let (kit, reference) = usual(&kitfs);
     let mut before = None;
-    for cycle in 0..cycles() {
+    let mut first = None;
+    let cycles = cycles();
+    for cycle in 0..cycles {
         let mount = kitfs.mount(&reference);
         std::fs::read(mount.at("README.md")).expect("a good kit");
+        if cycle == 1 || cycle + 1 == cycles {
+            let now = ["holder_pid", "pid"].map(|process| holds(mount.process(process)));
+            let first = first.get_or_insert(now);
+            for ((fds, threads, memory), (fds_now, threads_now, memory_now)) in first.iter().zip(now) {
+                let shown = format!("{first:?} in the second cycle, {now:?} in the last");
+                assert!(fds_now <= fds + 1 && threads_now <= threads + 4 && memory_now <= memory + 8192, "{shown}");
+            }
+        }
         if cycle == 0 {
             Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "first");
         }
