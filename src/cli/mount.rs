@@ -22,18 +22,21 @@ use crate::mounts;
 use crate::mounts::AbsolutePath;
 use crate::mounts::AuditSettings;
 use crate::mounts::Decision;
+use crate::mounts::Landlock;
 use crate::mounts::LogSettings;
 use crate::mounts::LogTarget;
 use crate::mounts::MountOptions;
 use crate::mounts::MountRequest;
 use crate::mounts::PolicySettings;
 use crate::mounts::Presence;
+use crate::mounts::Privileges;
 use crate::mounts::Progress;
 use crate::mounts::SourceSettings;
 use crate::mounts::Status;
 use crate::policy;
 use crate::policy::Policies;
 use crate::reference::Reference;
+use crate::source;
 
 /// Mounts a kit, and stays if that was asked for.
 pub fn mount(config: &Config, reference: &str, directory: &Path) -> Result<(), Error> {
@@ -96,6 +99,7 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
             plain_http: source.plain_http,
             ca_cert: source.ca_cert.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             registry_config: source.registry_config.as_deref().map(absolute).transpose()?,
+            helpers: source::asks_helpers(source.registry_config.as_deref()),
             access_ttl: config.access_ttl,
             freshness: config.freshness,
         },
@@ -183,6 +187,21 @@ pub fn status(config: &Config, directory: Option<&Path>) -> Result<(), Error> {
     }
 }
 
+/// What is left to the process that answers the kernel.
+fn may(privileges: &Privileges) -> String {
+    let capabilities = match privileges.capabilities.as_slice() {
+        [] => "no capabilities".to_owned(),
+        left => left.join(", "),
+    };
+    let programs = if privileges.no_new_privs { ", no_new_privs" } else { "" };
+    let writes = match privileges.landlock {
+        Landlock::Enforced => "writes to its own directories only (Landlock)",
+        Landlock::Unsupported => "writes where its user may: this kernel has no Landlock",
+        Landlock::Helpers => "writes where its user may, for credential helpers do (no Landlock)",
+    };
+    format!("{capabilities}{programs}; {writes}")
+}
+
 fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
     let state = serde_json::to_value(mount.state).unwrap_or_default();
     writeln!(out, "{}  {}", text::name(mount.directory.as_bytes()), state.as_str().unwrap_or_default())?;
@@ -202,6 +221,9 @@ fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
         writeln!(out, "  kernel    reads verified files by itself")?;
     }
     writeln!(out, "  process   {} held by {}, {} takeovers", mount.pid, mount.holder_pid, mount.takeovers)?;
+    if let Some(privileges) = &mount.privileges {
+        writeln!(out, "  may       {}", may(privileges))?;
+    }
     writeln!(out, "  since     {}", mount.mounted_at)?;
     match &mount.last_error {
         Some(error) => writeln!(out, "  error     {} {}", error.time, text::line(&error.message)),

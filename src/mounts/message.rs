@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::mounts::estate::Estate;
+use crate::mounts::privileges::Privileges;
 use crate::mounts::request::{MountFailure, MountRequest, Progress, Snapshot, Summary};
 use crate::mounts::status::Status;
 
@@ -76,6 +77,8 @@ pub(super) struct Task {
 /// From a worker to the holder.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromWorker {
+    /// It has given up what it does not need.
+    Confined(Privileges),
     /// Still at it.
     Progress(Progress),
     /// The tree is built. Comes with a descriptor of it.

@@ -36,6 +36,7 @@ use std::process::ExitCode;
 
 pub use connection::Busy;
 pub use launch::{Mounted, Novelty, mount};
+pub use privileges::{Landlock, Privileges, has_landlock};
 pub use request::{
     AbsolutePath, AuditSettings, Decision, LastError, LogSettings, LogTarget, MountFailure, MountOptions, MountRequest,
     PolicySettings, Presence, Progress, Snapshot, SourceSettings, State, Summary,

@@ -90,6 +90,8 @@ pub struct SourceSettings {
     pub ca_cert: Vec<AbsolutePath>,
     /// `--registry-config`.
     pub registry_config: Option<AbsolutePath>,
+    /// Whether programs are asked for credentials.
+    pub helpers: bool,
     /// `--access-ttl`.
     pub access_ttl: Duration,
     /// `--offline`, `--require-fresh`, or neither.

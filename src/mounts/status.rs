@@ -14,6 +14,7 @@ use crate::ledger::TroubleKind;
 use crate::mounts::control;
 use crate::mounts::message::{Answer, Identity, Query};
 use crate::mounts::mountinfo;
+use crate::mounts::privileges::Privileges;
 use crate::mounts::process;
 use crate::mounts::record;
 use crate::mounts::request::{Decision, LastError, State};
@@ -53,6 +54,8 @@ pub struct Status {
     pub bytes_fetched: u64,
     /// Reads that were answered from the cache.
     pub cache_hits: u64,
+    /// What the process that answers the kernel may do, if it is known.
+    pub privileges: Option<Privileges>,
     /// Workers that took over from a dead one.
     pub takeovers: u64,
     /// The last thing that went wrong.
@@ -122,6 +125,7 @@ fn silent(record: &record::Record) -> Status {
         bytes_verified: 0,
         bytes_fetched: 0,
         cache_hits: 0,
+        privileges: None,
         takeovers: 0,
         last_error: Some(LastError::other(message)),
         mounted_at: record.mounted_at.clone(),

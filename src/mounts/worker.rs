@@ -22,7 +22,7 @@ use crate::mounts::estate;
 use crate::mounts::estate::{Estate, Keys};
 use crate::mounts::keeper::Keeper;
 use crate::mounts::message::{FromWorker, Task, ToWorker};
-use crate::mounts::privileges;
+use crate::mounts::privileges::Privileges;
 use crate::mounts::process;
 use crate::mounts::request::{LogSettings, MountFailure, MountRequest, Presence, Progress, Snapshot, Summary};
 use crate::mounts::wire::Channel;
@@ -125,11 +125,12 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     let Task { request, predecessor, condemned, oom_score } = *task;
     S::start_log(&request.log, &request.state_dir);
     request.audit.keep_private();
-    if let Err(error) = privileges::drop_all_but_needed() {
-        tracing::warn!(%error, "this worker keeps privileges that it does not need");
-    }
     if let Some(Err(error)) = oom_score.map(process::set_oom_score) {
         tracing::debug!(%error, "the out-of-memory score stays as it is");
+    }
+    match Privileges::drop_all_but_needed(&request) {
+        Ok(left) => channel.send_patiently(&FromWorker::Confined(left), &[], None)?,
+        Err(error) => tracing::warn!(%error, "this worker keeps privileges that it does not need"),
     }
     let tree = (descriptors.len() > 3).then(|| descriptors.pop()).flatten();
     let [page, keeper, table] = <[OwnedFd; 3]>::try_from(descriptors).map_err(|_| unexpected())?;

@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -134,13 +136,7 @@ struct HelperAnswer {
 impl Credentials {
     /// The file that was given, which must be readable now; else KitOps' and Docker's, if they are there.
     pub(super) async fn open(given: Option<PathBuf>, timeout: Duration) -> Result<Self, SourceError> {
-        let Some(file) = given else {
-            let kitops = kitops::home().map(|home| home.join("credentials.json"));
-            let docker = std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-            let docker = docker.or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
-            let files = kitops.into_iter().chain(docker.map(|folder| folder.join("config.json"))).collect();
-            return Ok(Self { files, timeout });
-        };
+        let Some(file) = given else { return Ok(Self { files: usual_files(), timeout }) };
         // A process that mounts leaves its working directory later.
         let file = std::path::absolute(&file).map_err(|error| files::local(file.display().to_string(), error))?;
         let credentials = Self { files: vec![file.clone()], timeout };
@@ -166,7 +162,7 @@ impl Credentials {
         Ok(None)
     }
 
-    async fn read(&self, file: &std::path::Path) -> Result<Option<Config>, SourceError> {
+    async fn read(&self, file: &Path) -> Result<Option<Config>, SourceError> {
         let what = file.display().to_string();
         match files::read_small(file.to_owned(), METADATA_LIMIT, self.timeout).await {
             Ok(bytes) if bytes.trim_ascii().is_empty() => Ok(Some(Config::default())),
@@ -236,6 +232,27 @@ impl Credentials {
             HelperAnswer { username, secret } => Credential::Password { user: username, password: secret },
         }))
     }
+}
+
+/// KitOps' file and Docker's.
+fn usual_files() -> Vec<PathBuf> {
+    let kitops = kitops::home().map(|home| home.join("credentials.json"));
+    let docker = std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let docker = docker.or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
+    kitops.into_iter().chain(docker.map(|folder| folder.join("config.json"))).collect()
+}
+
+/// Whether a helper may be asked for credentials, as far as the files say now: the one that was given, else KitOps'
+/// and Docker's.
+pub fn asks_helpers(given: Option<&Path>) -> bool {
+    let files = given.map_or_else(usual_files, |file| vec![file.to_owned()]);
+    files.into_iter().any(|file| {
+        let mut content = Vec::new();
+        let read = File::open(file).and_then(|file| file.take(METADATA_LIMIT).read_to_end(&mut content));
+        // One that cannot be read or understood is an error when it is needed.
+        let config = read.ok().and_then(|_| serde_json::from_slice::<Config>(&content).ok());
+        config.is_some_and(|config| !config.creds_store.is_empty() || !config.cred_helpers.is_empty())
+    })
 }
 
 /// The groups of the helpers that run now.

@@ -33,6 +33,7 @@ pub use crate::source::companions::Companion;
 use crate::source::companions::Referrers;
 use crate::source::companions::Tags;
 pub use crate::source::credentials::Visitor;
+pub use crate::source::credentials::asks_helpers;
 pub use crate::source::credentials::end_helpers;
 use crate::source::files::Extent;
 use crate::source::files::ExtentStream;

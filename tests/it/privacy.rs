@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
+use serde_json::Value;
 
 use crate::support::faults::{Answer, Content, Faults};
 use crate::support::host;
@@ -220,4 +221,76 @@ fn no_secret_is_written_and_files_are_private() {
         }
     }
     assert!(std::fs::metadata(kitfs.path("state/key")).expect("the key").permissions().mode() & 0o077 == 0);
+}
+
+/// A field of what the kernel says of a process.
+fn of_process(pid: i32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.expect("Linux has it").trim().to_owned()
+}
+
+#[test]
+fn who_reads_kits_has_few_privileges_and_status_says_which() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let kit = Kit::usual("usual").pack();
+    let reference = Layout::of(kitfs.path("layout"), &kit).reference("v1");
+    let mount = kitfs.mount(&reference);
+    let left = || {
+        // CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, in capabilities(7).
+        let worker = mount.process("pid");
+        for (field, expected) in [("CapEff", 0b110), ("CapPrm", 0b110), ("CapInh", 0)] {
+            assert_eq!(of_process(worker, field), format!("{expected:016x}"), "{field}");
+        }
+        assert_eq!(of_process(worker, "NoNewPrivs"), "1");
+        let left = mount.status()["privileges"].clone();
+        assert_eq!(left["capabilities"], serde_json::json!(["CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"]), "{left}");
+        assert_eq!(left["no_new_privs"], true, "{left}");
+        left["landlock"].clone()
+    };
+    let doctor = kitfs.run(&["doctor", "--output", "json"]).expect(0).json();
+    let checks = doctor["checks"].as_array().expect("checks");
+    let check = checks.iter().find(|check| check["name"] == "landlock").expect("it is looked at");
+    let expected = if check["ok"] == true { "enforced" } else { "unsupported" };
+    assert_eq!(left(), expected);
+    // With what it may not, it does all that it has to, and so do those after it: of a worker, and of a holder.
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "few privileges");
+    for process in ["pid", "holder_pid"] {
+        let (before, worker) = (mount.process(process), mount.process("pid"));
+        let id = rustix::process::Pid::from_raw(before).expect("a process id");
+        rustix::process::kill_process(id, rustix::process::Signal::KILL).expect("it runs");
+        let is_another = |now: Value| now[process] != before && now["pid"] != worker && now["privileges"].is_object();
+        assert!(host::soon(60, || mount.try_status().is_some_and(is_another)), "nobody took over");
+        std::fs::remove_dir_all(kitfs.path("cache/v1/objects")).ok();
+        Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "after a death");
+        assert_eq!(left(), expected, "after the death of {process}");
+    }
+    mount.unmount();
+}
+
+#[test]
+fn credential_helpers_may_write_what_they_need() {
+    if !host::can_mount() {
+        return;
+    }
+    let private = Private::new();
+    let kitfs = Kitfs::new();
+    let [helpers, diary, credentials] = ["helpers", "diary", "credentials.json"].map(|name| kitfs.path(name));
+    std::fs::create_dir(&helpers).expect("our own directory");
+    let helper = helpers.join("docker-credential-diary");
+    let answer = format!(r#"{{"Username":"reader","Secret":"{SECRET}"}}"#);
+    std::fs::write(&helper, format!("#!/bin/sh\necho asked >> {} || exit 1\necho '{answer}'\n", diary.display()))
+        .expect("our own directory");
+    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).expect("our own file");
+    std::fs::write(&credentials, r#"{"credsStore":"diary"}"#).expect("our own directory");
+    let path = format!("{}:{}", helpers.display(), std::env::var("PATH").unwrap_or_default());
+    let kitfs = kitfs.with("PATH", path).with("KITFS_REGISTRY_CONFIG", credentials);
+    let mount = kitfs.mount(&private.by_tag());
+    Tree::read(mount.path()).without("Kitfile").assert_is(&private.kit.tree, "with a helper");
+    assert!(diary.exists(), "the helper was not asked");
+    assert_eq!(mount.status()["privileges"]["landlock"], "helpers");
+    mount.unmount();
 }

@@ -234,6 +234,7 @@ fn request(arguments: &[String]) -> (MountRequest, bool) {
             plain_http: false,
             ca_cert: Vec::new(),
             registry_config: None,
+            helpers: false,
             freshness: Freshness::Prefer,
         },
         policy: PolicySettings::default(),

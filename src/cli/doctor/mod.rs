@@ -19,6 +19,7 @@ use crate::cli::doctor::host::Host;
 use crate::cli::documents::Check;
 use crate::cli::documents::Diagnosis;
 use crate::config::Folders;
+use crate::mounts;
 use crate::store;
 
 const DEVICE: &str = "/dev/fuse";
@@ -45,6 +46,7 @@ pub fn diagnose(folders: &Folders) -> Diagnosis {
         takeover(&host),
         passthrough(&host, &folders.cache),
         privileges(&host),
+        landlock(),
         sealing(&folders.cache),
         readahead(&host),
         kept_on_disk(&folders.cache),
@@ -199,6 +201,22 @@ fn privileges(host: &Host) -> Check {
         false => "the process that reads kits has no capability, and no_new_privs",
     };
     good(name, detail)
+}
+
+fn landlock() -> Check {
+    let name = "landlock";
+    match mounts::has_landlock() {
+        true => good(
+            name,
+            "the process that reads kits writes below cache, state, runtime and log directories only, unless it asks \
+             credential helpers (`kitfs status` says what became of each mount)",
+        ),
+        false => bad(
+            name,
+            "the process that reads kits can write where its user may",
+            "Linux 5.19 or newer with CONFIG_SECURITY_LANDLOCK, and landlock among the LSMs that it starts with (lsm=)",
+        ),
+    }
 }
 
 fn readahead(host: &Host) -> Check {

@@ -78,6 +78,7 @@ impl Holder {
             bytes_verified: snapshot.map_or(0, |snapshot| snapshot.bytes_verified),
             bytes_fetched: snapshot.map_or(0, |snapshot| snapshot.bytes_fetched),
             cache_hits: snapshot.map_or(0, |snapshot| snapshot.cache_hits),
+            privileges: self.worker.as_ref().and_then(|worker| worker.privileges.clone()),
             takeovers: self.takeovers,
             last_error: self.failed.clone().or_else(|| snapshot.and_then(|snapshot| snapshot.last_error.clone())),
             mounted_at: self.mounted_at.clone(),

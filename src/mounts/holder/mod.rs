@@ -31,6 +31,7 @@ use crate::mounts::holder::backings::Backings;
 use crate::mounts::holder::clients::Clients;
 use crate::mounts::holder::succession::OWN_DEATH;
 use crate::mounts::message::{FromCaller, Order};
+use crate::mounts::privileges::Privileges;
 use crate::mounts::process;
 use crate::mounts::process::{ENDING, Signals, Started};
 use crate::mounts::record::Written;
@@ -172,6 +173,8 @@ struct Worker {
     heard: (u64, Instant),
     /// When its first thread was seen dead.
     dead: Option<Instant>,
+    /// What it said that it has left.
+    privileges: Option<Privileges>,
     /// It is the first that was started from its program, which may not be able to serve the mount.
     is_first_of_program: bool,
     /// It could not do what it was started for, and was killed for it.

@@ -97,7 +97,7 @@ impl Holder {
                 FromWorker::Report(..) | FromWorker::Ended | FromWorker::Progress(_) => {
                     self.heard(message, descriptors)
                 }
-                FromWorker::Prepared(_) | FromWorker::Serving => {}
+                FromWorker::Confined(_) | FromWorker::Prepared(_) | FromWorker::Serving => {}
             }
         }
     }

@@ -57,6 +57,7 @@ impl Holder {
             started: Instant::now(),
             heard: (0, Instant::now()),
             dead: None,
+            privileges: None,
             is_first_of_program,
             given_up: false,
         });
@@ -81,6 +82,11 @@ impl Holder {
 
     pub(super) fn heard(&mut self, message: FromWorker, mut descriptors: Vec<OwnedFd>) {
         match message {
+            FromWorker::Confined(left) => {
+                if let Some(worker) = &mut self.worker {
+                    worker.privileges = Some(left);
+                }
+            }
             FromWorker::Progress(progress) => {
                 if let Some(caller) = self.caller.as_ref().filter(|_| self.ready.is_none()) {
                     // A terminal that is stopped misses some.
