@@ -176,9 +176,10 @@ impl Row {
             let metadata = scope.spawn(|| self.metadata_answers_at_once(&mount));
             let read = scope.spawn(|| self.a_read_ends(&mount));
             let fault = scope.spawn(|| self.a_fault_ends(&mount));
+            let direct = scope.spawn(|| self.a_direct_read_ends(&mount));
             let killed = scope.spawn(|| self.readers_can_be_killed(&mount));
             let commands = scope.spawn(|| self.commands_end());
-            for row in [metadata, read, fault, killed, commands] {
+            for row in [metadata, read, fault, direct, killed, commands] {
                 row.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             }
         });
@@ -231,9 +232,15 @@ impl Row {
         assert_eq!(status.signal(), Some(libc::SIGBUS), "{:?}: {status}", self.failure);
     }
 
+    fn a_direct_read_ends(&self, mount: &Mount<'_>) {
+        let child = reader("direct", &mount.at(COLD));
+        let status = self.within(READ_TIMEOUT, "a direct read", || wait(child));
+        assert_eq!(status.code(), Some(libc::EIO), "{:?}: {status}", self.failure);
+    }
+
     fn readers_can_be_killed(&self, mount: &Mount<'_>) {
         // A failure is remembered for a second, and then there is something to wait for again.
-        for way in ["read", "map"] {
+        for way in ["read", "map", "direct"] {
             for _ in 0..5 {
                 let mut child = reader(way, &mount.at(COLD));
                 std::thread::sleep(Duration::from_millis(300));
@@ -334,6 +341,16 @@ fn as_a_reader() {
     match std::env::var("KITFS_TEST_WAY").as_deref() {
         Ok("read") => {
             file.read_to_end(&mut Vec::new()).expect("read");
+        }
+        Ok("direct") => {
+            // Without the page cache, whose waits can be killed.
+            let flags = rustix::fs::fcntl_getfl(&file).expect("its own flags") | rustix::fs::OFlags::DIRECT;
+            rustix::fs::fcntl_setfl(&file, flags).expect("direct reads");
+            let mut aligned = vec![0; 3 * 4096];
+            let at = aligned.as_ptr().align_offset(4096);
+            if let Err(error) = file.read(&mut aligned[at..at + 8192]) {
+                std::process::exit(error.raw_os_error().unwrap_or(1));
+            }
         }
         Ok("map") => {
             let len = file.metadata().expect("fstat").len() as usize;

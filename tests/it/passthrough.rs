@@ -3,8 +3,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use crate::support::host;
 use crate::support::kit::{Base, Kit, Layout, file, noise};
@@ -125,7 +127,7 @@ fn an_upgrade_moves_mounts_and_what_is_open() {
     let output = kitfs.other(&newer).args(["upgrade", "--output", "json"]).output().expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    let list: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let list: Value = serde_json::from_str(&said).expect("JSON");
     assert_eq!(list["mounts"][0]["error"], serde_json::Value::Null, "{said}");
     for key in ["pid", "holder_pid"] {
         let program = std::fs::read_link(format!("/proc/{}/exe", mount.process(key))).expect("it runs");
@@ -136,6 +138,35 @@ fn an_upgrade_moves_mounts_and_what_is_open() {
     mount.unmount();
     let none = kitfs.run(&["upgrade", "--output", "json"]).expect(0).json();
     assert_eq!(none, serde_json::json!({"mounts": []}));
+}
+
+#[test]
+fn a_hangup_moves_a_mount_to_the_program_in_the_place_of_its_own() {
+    if !host::can_mount() {
+        return;
+    }
+    let built = Path::new(env!("CARGO_BIN_EXE_kitfs"));
+    let kitfs = Kitfs::new();
+    let program = kitfs.path("program");
+    std::fs::copy(built, &program).expect("our own directory");
+    let kitfs = kitfs.run_as(&program);
+    let mount = warm(&kitfs, &[]);
+    let held = File::open(mount.at("model/large")).expect("it is there");
+    let before = mount.status();
+    let program_of = |key: &str| std::fs::metadata(format!("/proc/{}/exe", mount.process(key))).expect("it runs").ino();
+    let old = program_of("pid");
+    // As a package manager does it.
+    std::fs::copy(built, kitfs.path("newer")).expect("our own directory");
+    std::fs::rename(kitfs.path("newer"), &program).expect("our own directory");
+    send(mount.process("holder_pid"), libc::SIGHUP);
+    let is_another = |now: Value| now["pid"] != before["pid"] && now["holder_pid"] != before["holder_pid"];
+    assert!(host::soon(60, || mount.try_status().is_some_and(is_another)), "it did not move");
+    let new = std::fs::metadata(&program).expect("our own file").ino();
+    assert!(old != new && program_of("pid") == new && program_of("holder_pid") == new);
+    check_without_worker(&mount, &held);
+    check_without_worker(&mount, &File::open(mount.at("model/large")).expect("it is there"));
+    drop(held);
+    mount.unmount();
 }
 
 #[test]

@@ -333,6 +333,42 @@ fn a_cache_that_is_tampered_with_heals_and_is_never_shown() {
 }
 
 #[test]
+fn objects_in_progress_that_are_tampered_with_are_never_shown() {
+    let mut random = Random::new(4);
+    let mut bench = Bench::new(2);
+    let unit = kitfs::verity::UNIT;
+    let (mut flips, mut rounds) = (0, 0);
+    while flips < 1000 {
+        for (moment, how) in MOMENTS.into_iter().flat_map(|moment| TAMPERINGS.map(|how| (moment, how))) {
+            rounds += 1;
+            // The layers' indexes stay, so that units are fetched alone. What is settling may be written meanwhile.
+            for folder in ["objects", "records", "partial"].map(|folder| bench.path("cache/v1").join(folder)) {
+                assert!(host::soon(10, || !folder.exists() || std::fs::remove_dir_all(&folder).is_ok()));
+            }
+            let fs = bench.open(Metadata::Verified).expect("a good kit");
+            let large = |inode: &Inode| fs.tree().node(*inode).is_some_and(|node| node.size > unit);
+            let large = fs.tree().inodes().find(large).expect("a file of two units");
+            // One unit in the first round, the other one in all later ones, so that the first is there to be replayed.
+            let at = if rounds == 1 { 0 } else { unit };
+            bench.runtime.block_on(fs.read(large, at..at + 4096)).expect("a good source");
+            drop(fs);
+            let files = bench.files("cache/v1/partial");
+            assert_eq!(files.len(), 2, "an object in progress, and its map: {files:?}");
+            if rounds == 1 {
+                bench.replayed.extend(files.iter().map(|file| (file.clone(), std::fs::read(file).expect("our own"))));
+            }
+            let errors = bench.round(moment, Metadata::Verified, &mut || {
+                for path in &files {
+                    flips += bench.tamper(path, how, &mut random);
+                }
+            });
+            assert_eq!(errors, Ok(Vec::new()), "round {rounds}: {how:?} {moment:?}");
+        }
+    }
+    assert!(rounds >= 100, "{rounds}");
+}
+
+#[test]
 fn a_source_that_is_tampered_with_is_an_error_with_both_digests() {
     let mut random = Random::new(2);
     let bench = Bench::new(8);

@@ -73,6 +73,12 @@ impl Kitfs {
         self
     }
 
+    /// The same, run from another copy of the binary.
+    pub fn run_as(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
     /// The binary that runs.
     pub fn program(&self) -> &Path {
         &self.program
