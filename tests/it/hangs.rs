@@ -2,7 +2,8 @@
 //! data or in a clear error; a reader can be killed; umount and stop end; and when the source is back, so are the bytes.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -40,11 +41,13 @@ enum Failure {
     Trickle,
     Reset,
     NoSuchHost,
+    NameServerHangs,
     Refused,
     TokenServerHangs,
     HelperHangs,
 }
 
+/// All but [`Failure::NameServerHangs`], which takes more.
 const FAILURES: [Failure; 8] = [
     Failure::BlackHole,
     Failure::Stall,
@@ -66,6 +69,9 @@ impl Failure {
             Self::Reset => honest.reset(1000),
             Self::NoSuchHost => {
                 Answer::new(307).header("Location", format!("http://storage.invalid{}?signed", asked.path))
+            }
+            Self::NameServerHangs => {
+                Answer::new(307).header("Location", format!("http://storage.example{}?signed", asked.path))
             }
             // It does not listen.
             Self::Refused => Answer::new(503),
@@ -304,6 +310,42 @@ fn nothing_hangs_whatever_the_source_does() {
             row.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
     });
+}
+
+#[test]
+fn nothing_hangs_when_the_name_server_does() {
+    if !host::can_mount() || !host::has("unshare") {
+        return;
+    }
+    // One that takes questions, and answers none. The port is fixed, so the address is one that nobody else has.
+    let [low, high, ..] = std::process::id().to_le_bytes();
+    let free = (1..=254).find_map(|last| UdpSocket::bind((Ipv4Addr::new(127, high, low, last), 53)).ok());
+    let server = free.expect("root may have the port of a name server");
+    let mut settings = tempfile::NamedTempFile::new().expect("a temporary file");
+    let address = server.local_addr().expect("our own socket").ip();
+    writeln!(settings, "nameserver {address}\noptions timeout:30 attempts:1").expect("our own file");
+    // With a resolv.conf of its own, and without the mounts of other tests, which it would keep alive.
+    let inside = "umount -alt fuse.kitfs; mount --bind \"$1\" /etc/resolv.conf && \
+                  exec \"$0\" --exact hangs::as_a_row_of_its_own --nocapture";
+    let row = Command::new("unshare")
+        .args(["-m", "sh", "-c", inside])
+        .arg(std::env::current_exe().expect("the test's program"))
+        .arg(settings.path())
+        .env("KITFS_TEST_ROW", "name server")
+        .output()
+        .expect("unshare");
+    let said = format!("{}{}", String::from_utf8_lossy(&row.stdout), String::from_utf8_lossy(&row.stderr));
+    assert!(row.status.success() && said.contains("1 passed"), "{said}");
+    server.set_nonblocking(true).expect("our own socket");
+    server.recv(&mut [0; 512]).expect("nobody has asked it");
+}
+
+#[test]
+fn as_a_row_of_its_own() {
+    // In the run of all tests there is nothing to do.
+    if std::env::var_os("KITFS_TEST_ROW").is_some() {
+        Row::new(Failure::NameServerHangs).run();
+    }
 }
 
 /// A process that reads a file in some way, which may cost it its life.
