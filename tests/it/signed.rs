@@ -8,6 +8,7 @@ use kitfs::digest::Digest;
 use serde_json::Value;
 
 use crate::support::kitfs::{Kitfs, Output};
+use crate::support::random::Random;
 use crate::support::registry::{Access, Registry};
 use crate::support::shared;
 
@@ -256,6 +257,49 @@ fn the_last_good_signature_of_a_thousand_is_found_where_that_many_are_looked_at(
     std::fs::write(&config, "max-attestation-size = 100\n").unwrap();
     let words = ["ls", &bundle, "--key", key.to_str().unwrap(), "--config", config.to_str().unwrap()];
     kitfs.run(&words).expect(6).says("at most 100");
+}
+
+#[test]
+fn signatures_in_a_cache_that_is_tampered_with_admit_nothing() {
+    let Some((folder, _)) = table() else { return };
+    let Some(registry) = Registry::start(Access::Plain) else { return };
+    let kitfs = Kitfs::new();
+    let key = folder.join("keys/p256.pub").into_os_string().into_string().unwrap();
+    let kits = ["sig-p256", "bundle-p256"].map(|layout| {
+        push(&registry, &folder.join("layouts").join(layout), &folder, layout);
+        let reference = format!("{}/{layout}:1.0", registry.host());
+        kitfs.run(&["pull", &reference]).expect(0);
+        reference
+    });
+    let list = |reference: &str| kitfs.run(&["ls", "--offline", reference, "--key", &key]);
+    kits.iter().for_each(|kit| drop(list(kit).expect(0)));
+    let kept = std::fs::read_dir(kitfs.path("cache/v1/material")).unwrap().flatten();
+    let kept: Vec<_> = kept.map(|file| (file.path(), std::fs::read(file.path()).unwrap())).collect();
+    assert!(kept.len() >= kits.len(), "{kept:?}");
+    let mut random = Random::new(5);
+    for round in 0..40 {
+        for (number, (path, content)) in kept.iter().enumerate() {
+            let mut bytes = content.clone();
+            let at = random.below(bytes.len());
+            match round % 4 {
+                0 => bytes[at] ^= 1 << random.below(8),
+                1 => bytes.truncate(at),
+                2 => bytes.extend(content),
+                _ => bytes.clone_from(&kept[(number + 1) % kept.len()].1),
+            }
+            std::fs::remove_file(path).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        for kit in &kits {
+            let output = list(kit);
+            assert!([6, 7].contains(&output.code) && output.stdout.is_empty(), "round {round}: {output}");
+        }
+    }
+    // What the registry has is kept again.
+    for kit in &kits {
+        kitfs.run(&["ls", kit, "--key", &key]).expect(0);
+        list(kit).expect(0);
+    }
 }
 
 /// Pushes a layout into a registry, spoiled blobs too, which no registry would take: their whole twins from other
