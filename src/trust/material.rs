@@ -32,6 +32,9 @@ const FORMAT: u8 = 1;
 /// Manifests and blobs that are asked for at the same time.
 const AT_ONCE: usize = 8;
 
+/// All that is read beside one manifest, in attestations of the largest size: it is held in memory and parsed.
+const LARGEST: u64 = 4;
+
 const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const ENVELOPE: &str = "application/vnd.dsse.envelope.v1+json";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
@@ -112,6 +115,19 @@ impl Material {
             material.unusable.push(Unusable { found: first.found.clone(), why });
             named.truncate(limits.signatures);
         }
+        let most = limits.attestation.saturating_mul(LARGEST);
+        let mut total = 0_u64;
+        named.retain(|Named { found, form, layer }| {
+            if layer.size > form.limit(limits) {
+                return true;
+            }
+            total = total.saturating_add(layer.size);
+            if total > most {
+                let why = format!("at most {most} bytes of signatures and attestations are read");
+                material.unusable.push(Unusable { found: found.clone(), why });
+            }
+            total <= most
+        });
         let contents = contents(source, &named, limits).await.map_err(failed)?;
         for Named { found, form, layer } in named {
             match contents.get(&layer.digest) {

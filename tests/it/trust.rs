@@ -335,6 +335,33 @@ fn a_list_of_referrers_is_read_page_by_page() {
 }
 
 #[test]
+fn what_lies_beside_a_kit_does_not_fill_the_memory() {
+    let layers: Vec<_> = (0..6_u8)
+        .map(|number| {
+            let kind = "application/vnd.dev.sigstore.bundle.v0.3+json";
+            serde_json::json!({"mediaType": kind, "digest": Digest::of(&[number]), "size": 15 << 20})
+        })
+        .collect();
+    let referrer = serde_json::json!({ "layers": layers }).to_string().into_bytes();
+    let of_referrer = Digest::of(&referrer);
+    let script = Script::run(move |target| match target {
+        _ if target.contains("/referrers/") => {
+            (200, vec![("Content-Type", INDEX.to_owned())], index_of(&[of_referrer]))
+        }
+        _ if target.ends_with(&of_referrer.to_string()) => (200, Vec::new(), referrer.clone()),
+        _ => (404, Vec::new(), Vec::new()),
+    });
+    let manifest = Digest::of(b"kit");
+    let material = script.collect(&manifest).unwrap();
+    let findings = examine(&material, &manifest, &[], &TrustedRoot::embedded().unwrap(), &Limits::default());
+    let reasons: Vec<_> = findings.rejected.iter().map(|rejected| rejected.reason.as_str()).collect();
+    assert_eq!(reasons.iter().filter(|reason| reason.contains("bytes of signatures and attestations")).count(), 2);
+    assert_eq!(reasons.len(), 6, "{reasons:?}");
+    let asked = script.asked.lock().unwrap();
+    assert!(!asked.iter().any(|target| target.ends_with(&Digest::of(&[5]).to_string())), "{asked:?}");
+}
+
+#[test]
 fn a_bundle_with_a_flipped_bit_never_names_another_signer() {
     use kitfs::trust::{Message, examine_artifact};
     let Some(table) = Table::open() else { return };
