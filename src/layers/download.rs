@@ -28,9 +28,9 @@ const PROBE: u64 = 4 * BUFFER as u64;
 /// Bytes in each request over several connections.
 const SPAN: u64 = 3 * BUFFER as u64;
 
-/// A connection that brings this many bytes a second is held up by a CPU rather than by a network, and more
-/// of them would only share it.
-const FAST: f64 = 400e6;
+/// A connection that brings this many bytes a second is not worth doubting: what holds it up is as likely
+/// a CPU as the network, and a request for every few megabytes costs a registry three times the work.
+const FAST: f64 = 150e6;
 
 /// Bytes of a stream after which it is asked again whether it is fast.
 const STRETCH: u64 = 64 * BUFFER as u64;
@@ -39,7 +39,7 @@ const STRETCH: u64 = 64 * BUFFER as u64;
 const FEW: usize = 4;
 const MANY: usize = 16;
 
-/// So much faster must it have become for more connections to be tried.
+/// So much faster must it have become for more connections to be tried, or for the first few to be kept.
 const GAIN: f64 = 1.2;
 
 /// A piece of a layer on its way, and the right to keep it in memory. Clones share both.
@@ -76,10 +76,10 @@ struct Download<'a> {
 enum Way<'a> {
     /// Nothing has been asked for.
     Probe,
-    /// One connection.
+    /// One connection. `stretch` is `None` where more of them are known to bring no more.
     Stream {
         stream: ByteStream,
-        stretch: Stretch,
+        stretch: Option<Stretch>,
     },
     /// Several.
     Spans {
@@ -117,18 +117,14 @@ impl<'a> Download<'a> {
                 match fetch(self.source, self.blob, self.room, range.clone()).await {
                     Ok(pieces) => self.ready = pieces,
                     Err(SourceError::NoRanges { .. }) => {
-                        self.stream();
+                        self.stream(None);
                         return Ok(true);
                     }
                     Err(error) => return Err(error),
                 }
                 self.asked = range.end;
                 let rate = rate(range.end, start.elapsed());
-                if rate < FAST && self.asked < self.blob.size {
-                    self.split_up(rate);
-                } else {
-                    self.stream();
-                }
+                if rate < FAST { self.split_up(rate) } else { self.stream(Some(Stretch::default())) }
             }
             Way::Stream { stream, stretch } => {
                 let place = place(self.room, BUFFER as u64).await;
@@ -136,7 +132,8 @@ impl<'a> Download<'a> {
                 let Some(piece) = stream.next().await else { return Ok(false) };
                 let bytes = piece?;
                 self.asked += bytes.len() as u64;
-                let slow = stretch.passed(bytes.len() as u64, start.elapsed());
+                let len = bytes.len() as u64;
+                let slow = stretch.as_mut().and_then(|stretch| stretch.passed(len, start.elapsed()));
                 self.ready.push_back(Piece { bytes, _room: place });
                 if let Some(rate) = slow {
                     self.split_up(rate);
@@ -148,7 +145,10 @@ impl<'a> Download<'a> {
                     self.asked = range.end;
                     spans.push_back(fetch(self.source, self.blob, self.room, range).boxed());
                 }
-                let Some(pieces) = spans.next().await else { return Ok(false) };
+                let Some(pieces) = spans.next().await else {
+                    self.stream(None);
+                    return Ok(true);
+                };
                 self.ready = pieces?;
                 pace.passed(self.ready.iter().map(|piece| piece.bytes.len() as u64).sum());
             }
@@ -156,8 +156,12 @@ impl<'a> Download<'a> {
         Ok(true)
     }
 
-    fn stream(&mut self) {
-        self.way = Way::Stream { stream: self.source.stream(self.blob, self.asked), stretch: Stretch::default() };
+    /// Goes on over one connection, unless all was asked for.
+    fn stream(&mut self, stretch: Option<Stretch>) {
+        self.way = match self.asked < self.blob.size {
+            true => Way::Stream { stream: self.source.stream(self.blob, self.asked), stretch },
+            false => Way::Ended,
+        };
     }
 
     /// Goes on over several connections, after one has brought `rate` bytes a second.
@@ -188,8 +192,10 @@ impl Stretch {
     }
 }
 
-/// How many connections there should be: more, as long as that brings more.
+/// How many connections there should be: more, as long as that brings more; and none of its own, only the one
+/// stream, where the first few bring no more than that did.
 struct Pace {
+    /// 0 where one alone does as well.
     connections: usize,
     /// Bytes a second with fewer connections.
     best: f64,
@@ -209,6 +215,8 @@ impl Pace {
         if rate > self.best * GAIN {
             self.connections = (self.connections * 2).min(MANY);
             self.best = rate;
+        } else if self.connections == FEW {
+            self.connections = 0;
         }
         self.bytes = 0;
         self.since = Instant::now();
@@ -254,6 +262,9 @@ mod tests {
         pace.since -= 100 * second;
         pace.passed(4 * FEW as u64 * SPAN);
         assert_eq!(pace.connections, 2 * FEW, "no faster than with half as many");
+        let mut pace = Pace { connections: FEW, best: 1e6, bytes: 0, since: Instant::now() - 100 * second };
+        pace.passed(2 * FEW as u64 * SPAN);
+        assert_eq!(pace.connections, 0, "no faster than one");
     }
 
     #[test]
