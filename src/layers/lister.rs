@@ -5,7 +5,7 @@
 //! than fetching the layer: then the layer is proved first, which is never dearer. What it says is
 //! provisional. It is checked as far as it can be, and held against the proved layer later.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::buffers::BUFFER;
 use crate::kit::contents::KitLayer;
@@ -23,11 +23,15 @@ const SMALL_LAYER: u64 = 1024 * 1024;
 /// What one look at a header fetches: the header, what may precede it, and the start of small files.
 const WINDOW: u64 = 16 * 1024;
 
-/// What a second of waiting is worth in bytes, for weighing hops against fetching: a link of 50 MB/s.
-const BYTES_A_SECOND: f64 = 50e6;
+/// Bytes that a listing may cost, whatever part of the layer they are.
+const MODEST: u64 = 16 * 1024 * 1024;
 
-/// A third of a second at that speed: no listing is given up before it has cost that much.
-const PATIENCE: f64 = 16e6;
+/// Looks after which a listing that goes on for long has to show that it is quicker than fetching the layer.
+const LOOKS: u32 = 8;
+
+/// So many times as long as fetching all the rest must listing it take to be given up: a layer that is proved is
+/// also written.
+const DEARER: f64 = 2.0;
 
 /// Lists the layer; `None` where only proving it will tell.
 pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
@@ -37,7 +41,7 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
     }
     let mut reader = TarReader::new(Some(size));
     let mut lister = Lister::default();
-    let mut spent = 0.0;
+    let mut cost = Cost::default();
     let mut window = WINDOW;
     while reader.position() < size {
         let start = reader.position();
@@ -51,14 +55,18 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
                 }
             }
         }
-        spent += (end - start) as f64 + asked.elapsed().as_secs_f64() * BYTES_A_SECOND;
+        cost.add(end - start, asked.elapsed());
         let ahead = reader.skippable();
         reader.skip(ahead);
-        // Small files lie close together: then larger windows hold more of their headers.
-        window = if ahead < window { (window * 2).min(BUFFER as u64) } else { WINDOW };
-        if spent > PATIENCE && spent > reader.position() as f64 / 2.0 {
+        if cost.is_excessive(reader.position(), size) {
             return None;
         }
+        window = match () {
+            () if cost.wants_rate() => BUFFER as u64,
+            // Small files lie close together: then larger windows hold more of their headers.
+            () if ahead < window => (window * 2).min(BUFFER as u64),
+            () => WINDOW,
+        };
     }
     reader.finish().ok()?;
     let listing = lister.finish(Certainty::Provisional).ok()?;
@@ -68,4 +76,81 @@ pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
     };
     let path = KitPath::parse(layer.path.as_bytes()).ok()?;
     listing.agrees_with(&path).is_ok().then_some(listing)
+}
+
+/// What a listing has cost so far.
+#[derive(Default)]
+struct Cost {
+    bytes: u64,
+    looks: u32,
+    time: Duration,
+    /// Bytes a second of the fastest full buffer.
+    rate: f64,
+}
+
+impl Cost {
+    fn add(&mut self, bytes: u64, time: Duration) {
+        self.bytes += bytes;
+        self.looks += 1;
+        self.time += time;
+        if bytes >= BUFFER as u64 {
+            self.rate = self.rate.max(bytes as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE));
+        }
+    }
+
+    /// Whether it is time to learn how fast bytes come that lie side by side.
+    fn wants_rate(&self) -> bool {
+        self.looks >= LOOKS && self.rate == 0.0
+    }
+
+    /// Whether fetching the layer is cheaper than going on, when `position` of its `size` bytes are behind.
+    fn is_excessive(&self, position: u64, size: u64) -> bool {
+        let rest = size.saturating_sub(position) as f64;
+        let listing = self.time.as_secs_f64() * rest / position.max(1) as f64;
+        self.bytes > MODEST && self.bytes > position / 2
+            || self.rate > 0.0 && self.looks > LOOKS && listing > DEARER * size as f64 / self.rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOK: Duration = Duration::from_millis(2);
+
+    #[test]
+    fn hopping_over_large_files_goes_on() {
+        let mut cost = Cost::default();
+        for look in 1..100 {
+            cost.add(WINDOW, LOOK);
+            assert!(!cost.is_excessive(look << 30, 100 << 30), "{look}");
+        }
+    }
+
+    #[test]
+    fn many_hops_are_weighed_against_the_link() {
+        let after = |buffer: Duration| {
+            let mut cost = Cost::default();
+            for _ in 0..LOOKS {
+                assert!(!cost.wants_rate());
+                cost.add(WINDOW, LOOK);
+            }
+            assert!(cost.wants_rate());
+            cost.add(BUFFER as u64, buffer);
+            cost.is_excessive((LOOKS as u64 + 8) << 17, 32 << 20)
+        };
+        assert!(after(LOOK), "a quarter of a second of hops, or 64 ms for all");
+        assert!(!after(100 * LOOK), "or six seconds for all");
+    }
+
+    #[test]
+    fn what_is_read_nearly_whole_is_fetched() {
+        let mut cost = Cost::default();
+        let mut looks = 0;
+        while !cost.is_excessive(cost.bytes, 1 << 30) {
+            cost.add(BUFFER as u64, LOOK);
+            looks += 1;
+        }
+        assert_eq!(looks, 17);
+    }
 }
