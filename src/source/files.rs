@@ -150,8 +150,8 @@ impl Extent {
     }
 
     /// The bytes from `from` on.
-    pub(super) fn stream(self, from: u64, buffers: Buffers) -> ExtentStream {
-        ExtentStream { at: from, extent: self, buffers }
+    pub(super) fn stream(self, range: Range<u64>, buffers: Buffers) -> ExtentStream {
+        ExtentStream { rest: range, extent: self, buffers }
     }
 
     fn failed(&self, error: io::Error) -> SourceError {
@@ -167,19 +167,19 @@ impl Extent {
 #[derive(Debug)]
 pub(super) struct ExtentStream {
     extent: Extent,
-    at: u64,
+    rest: Range<u64>,
     buffers: Buffers,
 }
 
 impl ExtentStream {
     /// The next piece; `None` at the end.
     pub(super) async fn next(&mut self) -> Option<Result<Unverified, SourceError>> {
-        let end = self.extent.len().min(self.at.saturating_add(BUFFER as u64));
-        if self.at >= end {
+        if self.rest.is_empty() {
             return None;
         }
-        let piece = self.extent.read(self.at..end, &self.buffers).await;
-        self.at = end;
+        let end = self.rest.end.min(self.rest.start.saturating_add(BUFFER as u64));
+        let piece = self.extent.read(self.rest.start..end, &self.buffers).await;
+        self.rest.start = end;
         Some(piece)
     }
 }

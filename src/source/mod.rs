@@ -43,6 +43,7 @@ pub use crate::source::meter::Meter;
 use crate::source::registry::Registry;
 pub use crate::source::registry::push::Publisher;
 use crate::source::registry::stream::BlobStream;
+use crate::source::registry::stream::Ranges;
 use crate::verify::Unverified;
 
 /// Manifests and configs larger than this are refused before they are read.
@@ -317,12 +318,21 @@ impl Source {
 
     /// The blob from byte `from` to its end, in order.
     pub fn stream(&self, blob: &Descriptor, from: u64) -> ByteStream {
+        self.bytes(blob, from.min(blob.size)..blob.size, Ranges::Hoped)
+    }
+
+    /// What [`Source::range`] gives, in order and as it comes.
+    pub fn stream_range(&self, blob: &Descriptor, range: Range<u64>) -> ByteStream {
+        self.bytes(blob, range, Ranges::Needed)
+    }
+
+    fn bytes(&self, blob: &Descriptor, range: Range<u64>, ranges: Ranges) -> ByteStream {
         ByteStream(match &self.kind {
             Kind::Registry(registry) => {
-                Bytes::Registry(Box::new(registry.stream(blob, from, &self.buffers, &self.meter)))
+                Bytes::Registry(Box::new(registry.stream(blob, range, ranges, &self.buffers, &self.meter)))
             }
             Kind::Layout(_) | Kind::Kitops(_) | Kind::Lost { .. } => {
-                Bytes::Local { source: Box::new(self.clone()), blob: Box::new(blob.clone()), from, open: None }
+                Bytes::Local { source: Box::new(self.clone()), blob: Box::new(blob.clone()), range, open: None }
             }
         })
     }
@@ -369,14 +379,14 @@ impl Source {
     }
 }
 
-/// The bytes of a blob in order. Dropping it ends the transfer.
+/// Bytes of a blob in order. Dropping it ends the transfer.
 #[derive(Debug)]
 pub struct ByteStream(Bytes);
 
 #[derive(Debug)]
 enum Bytes {
     Registry(Box<BlobStream>),
-    Local { source: Box<Source>, blob: Box<Descriptor>, from: u64, open: Option<ExtentStream> },
+    Local { source: Box<Source>, blob: Box<Descriptor>, range: Range<u64>, open: Option<ExtentStream> },
     Ended,
 }
 
@@ -384,15 +394,15 @@ impl ByteStream {
     /// The next piece, of 1 byte to [`crate::buffers::BUFFER`] bytes.
     ///
     /// Broken connections are resumed here, with a range where the source has them, else from the
-    /// start with what was seen already left out. Ends (`None`) after exactly `blob.size` bytes; a
+    /// start with what was seen already left out. Ends (`None`) after exactly the bytes that were asked for; a
     /// body that is shorter or longer is [`SourceError::WrongSize`]. Nothing follows an error.
     pub async fn next(&mut self) -> Option<Result<Unverified, SourceError>> {
         let next = match &mut self.0 {
             Bytes::Registry(stream) => stream.next().await,
-            Bytes::Local { source, blob, from, open } => {
+            Bytes::Local { source, blob, range, open } => {
                 if open.is_none() {
                     match source.exact(blob).await {
-                        Ok(extent) => *open = Some(extent.stream(*from, source.buffers.clone())),
+                        Ok(extent) => *open = Some(extent.stream(range.clone(), source.buffers.clone())),
                         Err(error) => {
                             self.0 = Bytes::Ended;
                             return Some(Err(error));

@@ -40,6 +40,7 @@ use crate::source::registry::http::Http;
 use crate::source::registry::request::Part;
 use crate::source::registry::request::Request;
 use crate::source::registry::stream::BlobStream;
+use crate::source::registry::stream::Ranges;
 use crate::verify::Unverified;
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -216,9 +217,15 @@ impl Registry {
         }
     }
 
-    pub(super) fn stream(&self, blob: &Descriptor, from: u64, buffers: &Buffers, meter: &Meter) -> BlobStream {
-        let filling = Filling::new(from.min(blob.size)..blob.size, buffers, meter);
-        BlobStream::new(self.blob_request(blob), filling, blob.size)
+    pub(super) fn stream(
+        &self,
+        blob: &Descriptor,
+        range: Range<u64>,
+        ranges: Ranges,
+        buffers: &Buffers,
+        meter: &Meter,
+    ) -> BlobStream {
+        BlobStream::new(self.blob_request(blob), Filling::new(range, buffers, meter), blob.size, ranges)
     }
 
     fn blob_request(&self, blob: &Descriptor) -> Request {

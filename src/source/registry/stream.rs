@@ -17,7 +17,7 @@ use crate::source::registry::request::encoded;
 use crate::source::registry::request::is_encoded;
 use crate::verify::Unverified;
 
-/// The rest of one blob.
+/// Part of one blob.
 #[derive(Debug)]
 pub(in crate::source) struct BlobStream {
     request: Request,
@@ -39,22 +39,26 @@ struct Body {
     skip: u64,
 }
 
-/// What is known about how the registry serves ranges of this blob.
+/// How the registry serves ranges of this blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ranges {
+pub(in crate::source) enum Ranges {
+    /// That will be seen. Where it ignores them a stream begins with what was not asked for.
     Hoped,
+    /// It has to serve them.
+    Needed,
+    /// It ignores them.
     Ignored,
 }
 
 impl BlobStream {
-    /// The rest of a blob of `size` bytes, of which `filling` begins with the first that is wanted.
-    pub(super) fn new(request: Request, filling: Filling, size: u64) -> Self {
+    /// What `filling` wants of a blob of `size` bytes: up to the blob's end, unless ranges are needed.
+    pub(super) fn new(request: Request, filling: Filling, size: u64, ranges: Ranges) -> Self {
         let patience = request.time();
-        Self { request, filling, size, body: None, ranges: Ranges::Hoped, patience, arrived: 0 }
+        Self { request, filling, size, body: None, ranges, patience, arrived: 0 }
     }
 
-    /// The next piece, a full buffer unless it is the last; `None` at the end, which is exactly at the
-    /// blob's size.
+    /// The next piece, a full buffer unless it is the last; `None` at the end, which is exactly where it should
+    /// be.
     pub(in crate::source) async fn next(&mut self) -> Option<Result<Unverified, SourceError>> {
         if let Some(piece) = self.filling.pop() {
             return Some(Ok(piece));
@@ -100,7 +104,12 @@ impl BlobStream {
             chunk.advance(seen as usize);
             body.skip -= seen;
             if chunk.len() as u64 > self.filling.missing() {
-                return Err(Failure::Size { actual: format!("more than {}", self.size) }.into());
+                return Err(match self.ranges {
+                    Ranges::Needed => Failure::NoRanges.into(),
+                    Ranges::Hoped | Ranges::Ignored => {
+                        Failure::Size { actual: format!("more than {}", self.size) }.into()
+                    }
+                });
             }
             self.request.gain(chunk.len() as u64);
             self.filling.take(chunk).map_err(Stop::Error)?;
@@ -113,11 +122,11 @@ impl BlobStream {
 
     /// Asks for what is left: with a range, unless there is nothing to leave out or the registry ignores them.
     async fn connect(&mut self) -> Result<Body, Failure> {
-        let at = self.filling.rest().start;
+        let rest = self.filling.rest();
         let (part, skip) = match self.ranges {
-            _ if at == 0 => (Part::Whole, 0),
-            Ranges::Hoped => (Part::Range { range: self.filling.rest(), size: self.size }, 0),
-            Ranges::Ignored => (Part::Whole, at),
+            Ranges::Hoped if rest.start == 0 => (Part::Whole, 0),
+            Ranges::Hoped | Ranges::Needed => (Part::Range { range: rest, size: self.size }, 0),
+            Ranges::Ignored => (Part::Whole, rest.start),
         };
         let is_whole = matches!(part, Part::Whole);
         let response = self.request.send(Method::GET, part).await?;

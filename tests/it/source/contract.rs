@@ -87,12 +87,14 @@ async fn keeps_the_contract(without: &str, options: &kitfs::source::Options, nam
     let end = sample.layer.len();
     for range in [0..1, 0..BUFFER, BUFFER - 1..2 * BUFFER - 1, end - 1..end, end - 12_345..end, 7..7, 5..end, 0..end] {
         let bytes = source.range(&layer, range.start as u64..range.end as u64).await.unwrap();
-        check(bytes, &sample.layer[range]);
+        check(bytes, &sample.layer[range.clone()]);
+        let stream = source.stream_range(&layer, range.start as u64..range.end as u64);
+        drain(stream, &sample.layer[range]).await.unwrap();
     }
     let beyond = source.range(&layer, end as u64 - 1..end as u64 + 1).await.unwrap_err();
     assert!(matches!(beyond, SourceError::Malformed { .. }), "{beyond}");
     for from in [0, 1, BUFFER + 5, end - 1, end] {
-        drain(&source, &layer, from, &sample.layer).await.unwrap();
+        drain(source.stream(&layer, from as u64), &sample.layer[from..]).await.unwrap();
     }
 
     let nothing = descriptor(b"nobody has this");
@@ -111,7 +113,7 @@ async fn keeps_the_contract(without: &str, options: &kitfs::source::Options, nam
         assert!(matches!(error, SourceError::WrongSize { .. }), "{error}");
         let error = source.range(&wrong, 0..5).await.unwrap_err();
         assert!(matches!(error, SourceError::WrongSize { .. }), "{error}");
-        assert!(drain(&source, &wrong, 0, &sample.config).await.is_err());
+        assert!(drain(source.stream(&wrong, 0), &sample.config).await.is_err());
     }
     let mut huge = descriptor(&sample.layer);
     huge.size = 1 << 50;

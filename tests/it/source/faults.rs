@@ -10,7 +10,7 @@ use kitfs::source::{METADATA_LIMIT, SourceError};
 
 use super::super::support::faults::{Answer, Content, Faults};
 use super::super::support::kit::noise;
-use super::{SECONDS, check, descriptor, kit_of, open, options};
+use super::{SECONDS, check, descriptor, drain, kit_of, open, options};
 
 /// What goes wrong, and how.
 type Fault = (&'static str, fn(Answer) -> Answer);
@@ -92,7 +92,11 @@ async fn a_wrong_answer_to_a_range_is_not_used() {
     ];
     for (what, fault) in faults {
         let (server, layer) = failing(usize::MAX, fault);
-        let error = kit_of(&server, 6 * SECONDS).await.range(&descriptor(&layer), 100..50_000).await.unwrap_err();
+        let source = kit_of(&server, 6 * SECONDS).await;
+        let error = source.range(&descriptor(&layer), 100..50_000).await.unwrap_err();
+        assert!(matches!(error, SourceError::NoRanges(_)), "{what}: {error}");
+        let error =
+            drain(source.stream_range(&descriptor(&layer), 100..50_000), &layer[100..50_000]).await.unwrap_err();
         assert!(matches!(error, SourceError::NoRanges(_)), "{what}: {error}");
     }
     let layer = content().1;

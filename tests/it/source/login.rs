@@ -186,7 +186,7 @@ async fn a_password_serves_manifests_and_blobs_and_is_sent_to_nobody_unasked() {
     });
     let (options, _file) = known(&server.host());
     let source = open(&format!("{}/kit:v1", server.host()), &options).await.unwrap();
-    drain(&source, &descriptor(&layer()), 0, &layer()).await.unwrap();
+    drain(source.stream(&descriptor(&layer()), 0), &layer()).await.unwrap();
     check(source.range(&descriptor(&layer()), 5..50).await.unwrap(), &layer()[5..50]);
     assert_eq!(server.asked()[0].header("authorization"), None);
     let stranger = open(&format!("{}/kit:v1", server.host()), &super::options(5 * SECONDS)).await.unwrap();

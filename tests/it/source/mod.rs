@@ -13,7 +13,7 @@ use kitfs::buffers::BUFFER;
 use kitfs::buffers::Buffers;
 use kitfs::digest::Digest;
 use kitfs::kit::descriptor::Descriptor;
-use kitfs::source::{Options, Source, SourceError};
+use kitfs::source::{ByteStream, Options, Source, SourceError};
 use kitfs::verify::Unverified;
 
 use super::support::faults::Faults;
@@ -80,9 +80,8 @@ impl From<Vec<Unverified>> for Answer {
 }
 
 /// Reads a stream to its end, which must be that of `expected`.
-async fn drain(source: &Source, blob: &Descriptor, from: usize, expected: &[u8]) -> Result<(), SourceError> {
-    let mut stream = source.stream(blob, from as u64);
-    let mut at = from;
+async fn drain(mut stream: ByteStream, expected: &[u8]) -> Result<(), SourceError> {
+    let mut at = 0;
     while let Some(piece) = stream.next().await {
         let piece = piece?;
         assert!(!piece.is_empty() && piece.len() <= BUFFER, "a piece of {} bytes", piece.len());
