@@ -15,6 +15,12 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 /// Bytes in every buffer: the largest request that the kernel sends, and two units of proof.
 pub const BUFFER: usize = 1024 * 1024;
 
+/// Bytes to write to a file at once. A larger write has the kernel take its pages for the file in larger pieces,
+/// and those are the ones that a virtual machine has given back to its host: getting them again made writes of
+/// 512 KiB eight times as slow as these (Linux 6.18 in Firecracker, with free page reporting). Smaller ones are
+/// slower everywhere.
+pub const WRITE: usize = 128 * 1024;
+
 /// The fewest buffers for anything, whatever the memory budget says: one layer on its way needs that many.
 const LEAST: usize = 8;
 

@@ -19,7 +19,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use crate::buffers::{BUFFER, Buffers};
+use crate::buffers::{BUFFER, Buffers, WRITE};
 use crate::digest::{Digest, Hasher};
 use crate::verity::{self, FileTree, TreeBuilder, VerityDigest};
 
@@ -368,7 +368,11 @@ impl Witness {
         let unit = unit.verify_unit(&self.tree, number)?;
         let mut watch = self.watch();
         let written = self.compare(&mut watch).and_then(|()| {
-            self.file.write_all_at(&unit, self.tree.unit_range(number).start)?;
+            let mut at = self.tree.unit_range(number).start;
+            for bytes in unit.chunks(WRITE) {
+                self.file.write_all_at(bytes, at)?;
+                at += bytes.len() as u64;
+            }
             watch.stamp = Stamp::of(&self.file)?;
             self.mark(number);
             Ok(())

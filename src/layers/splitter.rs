@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use crate::buffers::BUFFER;
+use crate::buffers::WRITE;
 use crate::digest::Digest;
 use crate::digest::Hasher;
 use crate::kit::contents::KitLayer;
@@ -38,9 +39,6 @@ use crate::verify::DigestMismatch;
 use crate::verify::LayerCheck;
 use crate::verify::LayerProof;
 use crate::verity::TreeBuilder;
-
-/// Bytes that are hashed and then written while the CPU's nearest caches still hold them.
-const STEP: usize = 128 * 1024;
 
 /// Where the files of a layer go.
 #[derive(Debug)]
@@ -286,7 +284,8 @@ impl Files {
     }
 
     fn data(&mut self, flat: &mut impl Flat, bytes: &[u8]) -> Result<(), SplitError> {
-        for bytes in bytes.chunks(STEP) {
+        // What was hashed is written while the CPU's nearest caches still hold it.
+        for bytes in bytes.chunks(WRITE) {
             flat.update(bytes, self.open.as_mut().map(|file| &mut file.tree));
             if let Some(OpenFile { staged: Some(staged), .. }) = &mut self.open {
                 staged.append(bytes).map_err(SplitError::Store)?;

@@ -55,6 +55,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::buffers::WRITE;
 use crate::digest::Digest;
 use crate::kit::index::Index;
 use crate::kit::media::Reading;
@@ -239,7 +240,8 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?.write_all(content)
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
+    content.chunks(WRITE).try_for_each(|bytes| file.write_all(bytes))
 }
 
 /// Writes a file that appears whole or not at all.
