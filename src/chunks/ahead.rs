@@ -12,8 +12,8 @@ use tokio::task::AbortHandle;
 use crate::buffers::BUFFER;
 use crate::chunks::FileAt;
 use crate::chunks::fetches::Fetches;
-use crate::chunks::fetches::Flight;
 use crate::chunks::fetches::Part;
+use crate::chunks::flight::Flight;
 use crate::chunks::lanes::Purpose;
 use crate::chunks::loader;
 use crate::chunks::lock;
@@ -30,9 +30,11 @@ use crate::verity::FileTree;
 use crate::verity::UNIT;
 use crate::verity::VerityDigest;
 
-/// Bytes in one request that reads ahead. On a link of 20 ms and 50 MB/s two thirds of its time are
-/// transfer; a larger one would leave less of the memory to the others.
-pub(super) const SEGMENT: u64 = 2 * BUFFER as u64;
+/// Bytes in one request that reads ahead, at least.
+const SEGMENT: u64 = 2 * BUFFER as u64;
+
+/// The most. Each request costs a registry some megabytes of reading, whatever it asks for.
+const LONG_SEGMENT: u64 = 64 * BUFFER as u64;
 
 /// Files whose readers are remembered.
 const FILES: NonZeroUsize = NonZeroUsize::new(1024).expect("is not zero");
@@ -66,9 +68,10 @@ struct File {
 /// Small files of one layer that were fetched together last.
 #[derive(Debug)]
 struct Group {
-    /// The entry behind the last of them.
-    next: u32,
+    entries: Range<u32>,
     reach: u64,
+    /// What brings them, if nobody had asked for them.
+    ahead: Vec<Arc<Flight>>,
 }
 
 /// A task that ends with this value.
@@ -100,11 +103,18 @@ impl Ahead {
         range: &Range<u64>,
         bytes: &Bytes,
     ) {
-        if tree.size <= UNIT || !file.layer.has_spans() || self.prefetch() == Prefetch::None {
+        if !file.layer.has_spans() || self.prefetch() == Prefetch::None {
             return;
         }
+        if tree.size <= UNIT {
+            return self.note_small(file.layer, file.entry);
+        }
+        let segment = segment(&self.fetches, file.layer);
         let places = u64::from(self.fetches.shelf.warm.places());
-        let widest = (self.fetches.lanes.limit() as u64 * SEGMENT).min(places * BUFFER as u64 / 2).max(SEGMENT);
+        let widest = match self.fetches.lanes.limit() as u64 * segment {
+            ahead if segment == SEGMENT => ahead.min(places * BUFFER as u64 / 2).max(SEGMENT),
+            ahead => ahead,
+        };
         let mut files = lock(&self.files);
         let known = files.get_or_insert_mut(tree.verity, File::default);
         if range.start == 0 {
@@ -129,8 +139,21 @@ impl Ahead {
                 continue;
             }
             let parts = missing(&self.fetches, file.layer, tree, offset, units(&next));
-            known.ahead.extend(self.fetches.of(file.layer, parts, Purpose::Ahead, SEGMENT));
+            known.ahead.extend(self.fetches.of(file.layer, parts, Purpose::Ahead, segment));
         }
+    }
+
+    /// Notes that a small file was read. Where the layer's files are read in its order the next ones are fetched
+    /// while these are read.
+    fn note_small(&self, layer: &Arc<Layer>, entry: u32) {
+        let mut groups = lock(&self.groups);
+        let follows = |group: &&mut Group| group.reach > FIRST_GROUP && group.entries.contains(&entry);
+        let Some(group) = groups.get_mut(layer.digest()).filter(follows) else { return };
+        let Some(index) = layer.index() else { return };
+        let reach = (group.reach * 2).min(LARGEST_GROUP);
+        let (parts, entries) = self.small_from(&index, group.entries.end, reach);
+        let ahead = self.fetches.of(layer, parts, Purpose::Ahead, LARGEST_GROUP);
+        *group = Group { entries, reach, ahead };
     }
 
     /// The small files that are fetched together with the one at `entry`, itself first: those behind it
@@ -138,29 +161,39 @@ impl Ahead {
     pub(super) fn group(&self, layer: &Arc<Layer>, index: &Verified<Index>, entry: u32) -> Vec<Part> {
         let mut groups = lock(&self.groups);
         let reach = match groups.get(layer.digest()) {
-            Some(group) if (group.next..group.next.saturating_add(8)).contains(&entry) => {
-                (group.reach * 2).min(LARGEST_GROUP)
+            Some(Group { entries, ahead, .. }) if entries.contains(&entry) && !ahead.is_empty() => {
+                return self.small_from(index, entry, 0).0;
+            }
+            Some(Group { entries, reach, .. }) if (entries.end..entries.end.saturating_add(8)).contains(&entry) => {
+                (reach * 2).min(LARGEST_GROUP)
             }
             _ if self.prefetch() == Prefetch::None => 0,
             _ => FIRST_GROUP,
         };
+        let (parts, entries) = self.small_from(index, entry, reach);
+        groups.insert(*layer.digest(), Group { entries, reach, ahead: Vec::new() });
+        parts
+    }
+
+    /// Those of the small file at `entry` and of those behind it, within `reach` bytes, that are not at hand; and
+    /// which entries were looked at.
+    fn small_from(&self, index: &Verified<Index>, entry: u32, reach: u64) -> (Vec<Part>, Range<u32>) {
         let mut parts: Vec<Part> = Vec::new();
         let mut next = entry;
         for number in entry..index.entries().len() as u32 {
             if let Some((offset, tree)) = file_at(index, number) {
                 let start = parts.first().map_or(offset, |first| first.content.start);
                 let is_near = offset >= start && offset + tree.size - start <= reach;
-                if number > entry && (tree.size > UNIT || !is_near) {
+                if tree.size > UNIT || number > entry && !is_near {
                     break;
                 }
-                if number == entry || tree.size > 0 && !self.fetches.shelf.has(&tree, 0) {
+                if tree.size > 0 && !self.fetches.shelf.has(&tree, 0) {
                     parts.push(part(&tree, offset, 0));
                 }
             }
             next = number + 1;
         }
-        groups.insert(*layer.digest(), Group { next, reach });
-        parts
+        (parts, entry..next)
     }
 
     /// Fetches all that these layers hold, behind everything else, if that was asked for.
@@ -208,15 +241,19 @@ async fn fetch_in_order(
 ) {
     let mut flights: VecDeque<Arc<Flight>> = VecDeque::new();
     let mut parts = parts.peekable();
-    while parts.peek().is_some() {
-        let mut segment: Vec<Part> = Vec::new();
+    while let Some(first) = parts.next() {
+        // Several files arrive all at once, and one of them as it comes.
+        let most = if first.tree.size > UNIT { segment(fetches, layer) } else { SEGMENT };
+        let (start, verity) = (first.content.start, first.tree.verity);
+        let mut segment = vec![first];
         while let Some(part) = parts.next_if(|part| {
-            segment.first().is_none_or(|first| part.content.end <= first.content.start.saturating_add(SEGMENT))
+            let is_of_file = part.tree.verity == verity || most == SEGMENT;
+            is_of_file && part.content.end <= start.saturating_add(most)
         }) {
             segment.push(part);
         }
         segment.retain(|part| !fetches.shelf.has(&part.tree, part.unit));
-        flights.extend(fetches.of(layer, segment, purpose, SEGMENT));
+        flights.extend(fetches.of(layer, segment, purpose, most));
         while flights.len() > fetches.lanes.limit() {
             if let Some(first) = flights.pop_front() {
                 first.settled().await;
@@ -226,6 +263,14 @@ async fn fetch_in_order(
     for flight in flights {
         flight.settled().await;
     }
+}
+
+/// Bytes in one request that reads ahead now. It is long only where they are kept as they come: all else has to
+/// be in memory at once.
+fn segment(fetches: &Fetches, layer: &Layer) -> u64 {
+    let is_kept_in_turn = layer.flows() && !fetches.shelf.disk_rests();
+    let longest = if is_kept_in_turn { LONG_SEGMENT } else { SEGMENT };
+    fetches.lanes.reach().clamp(SEGMENT, longest) / BUFFER as u64 * BUFFER as u64
 }
 
 /// Those of the units of a file that are not at hand, and what comes with them at no further cost.

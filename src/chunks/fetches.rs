@@ -5,25 +5,30 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::buffers::BUFFER;
 use crate::chunks::ChunkError;
+use crate::chunks::flight::Arrivals;
+use crate::chunks::flight::Flight;
+use crate::chunks::flight::Landed;
+use crate::chunks::flight::UnderWay;
+use crate::chunks::lanes::Lane;
 use crate::chunks::lanes::Lanes;
 use crate::chunks::lanes::Purpose;
 use crate::chunks::lock;
 use crate::chunks::shelf::Shelf;
 use crate::chunks::shelf::mismatch_event;
 use crate::chunks::warm::Key;
+use crate::chunks::warm::Place;
 use crate::digest::Digest;
 use crate::layers::Layer;
+use crate::layers::LayerError;
 use crate::ledger::Trouble;
 use crate::ledger::TroubleKind;
 use crate::store::Fetching;
@@ -53,24 +58,6 @@ impl Part {
     }
 }
 
-/// What came of a fetch, for each of its parts. A part that is missing was at hand when its turn came.
-pub(super) type Landing = HashMap<Key, Result<Verified<Bytes>, Arc<ChunkError>>>;
-
-/// A fetch on its way. Dropping the last one that holds it ends it.
-#[derive(Debug)]
-pub(super) struct Flight {
-    number: u64,
-    keys: Vec<Key>,
-    landing: watch::Receiver<Option<Arc<Landing>>>,
-    /// Whether a reader waits for it by now, whatever it was begun for.
-    demanded: watch::Sender<bool>,
-    task: AbortHandle,
-    under_way: Arc<UnderWay>,
-}
-
-/// The fetches that are under way, by what they bring.
-type UnderWay = Mutex<HashMap<Key, (u64, Weak<Flight>)>>;
-
 /// Fetches for one mount.
 #[derive(Debug)]
 pub(super) struct Fetches {
@@ -78,7 +65,6 @@ pub(super) struct Fetches {
     pub(super) lanes: Lanes,
     pub(super) runtime: Handle,
     under_way: Arc<UnderWay>,
-    numbers: AtomicU64,
     /// Where other processes are told what is fetched; `None` where that cannot be.
     fetching: Mutex<HashMap<Digest, Option<Fetching>>>,
 }
@@ -86,14 +72,7 @@ pub(super) struct Fetches {
 impl Fetches {
     /// Fetches through the shelf, on this runtime.
     pub(super) fn new(shelf: Shelf, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self {
-            shelf,
-            lanes: Lanes::new(),
-            runtime,
-            under_way: Arc::default(),
-            numbers: AtomicU64::new(0),
-            fetching: Mutex::default(),
-        })
+        Arc::new(Self { shelf, lanes: Lanes::new(), runtime, under_way: Arc::default(), fetching: Mutex::default() })
     }
 
     /// The fetches that bring these parts, which are in the layer's order: those that are under way, and
@@ -105,12 +84,14 @@ impl Fetches {
         purpose: Purpose,
         most: u64,
     ) -> Vec<Arc<Flight>> {
+        // Dropped behind the lock: the last one that holds a flight takes it.
+        let mut spent = Vec::new();
         let mut under_way = lock(&self.under_way);
         let mut flights: Vec<Arc<Flight>> = Vec::new();
         let mut run: Vec<Part> = Vec::new();
         for part in parts {
-            let found = under_way.get(&part.key()).and_then(|(_, flight)| flight.upgrade());
-            let found = found.filter(|flight| flight.landing.borrow().is_none());
+            let mut found = under_way.get(&part.key()).and_then(Weak::upgrade);
+            spent.extend(found.take_if(|flight| !flight.brings(&part.key())));
             let follows = match (run.first(), run.last()) {
                 (Some(first), Some(last)) => {
                     let near = last.content.end..=last.content.end + GAP;
@@ -122,7 +103,7 @@ impl Fetches {
                 flights.extend(self.begin(layer, std::mem::take(&mut run), purpose, &mut under_way));
             }
             match found {
-                Some(flight) if flights.iter().any(|known| known.number == flight.number) => {}
+                Some(flight) if flights.iter().any(|known| Arc::ptr_eq(known, &flight)) => {}
                 Some(flight) => flights.push(flight),
                 None => run.push(part),
             }
@@ -136,68 +117,129 @@ impl Fetches {
         layer: &Arc<Layer>,
         parts: Vec<Part>,
         purpose: Purpose,
-        under_way: &mut HashMap<Key, (u64, Weak<Flight>)>,
+        under_way: &mut HashMap<Key, Weak<Flight>>,
     ) -> Option<Arc<Flight>> {
         if parts.is_empty() {
             return None;
         }
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let keys: Vec<_> = parts.iter().map(Part::key).collect();
-        let (landed, landing) = watch::channel(None);
-        let (demanded, demand) = watch::channel(purpose == Purpose::Demand);
         let (fetches, layer) = (Arc::clone(self), Arc::clone(layer));
-        let task = self.runtime.spawn(async move {
-            let landing = fetches.fly(&layer, parts, purpose, demand).await;
-            landed.send_replace(Some(Arc::new(landing)));
+        let flight = Flight::begin(keys, purpose == Purpose::Demand, &self.under_way, |arrivals, demand| {
+            let fly = async move { fetches.fly(layer, parts, purpose, demand, &arrivals).await };
+            self.runtime.spawn(fly).abort_handle()
         });
-        let (task, own) = (task.abort_handle(), Arc::clone(&self.under_way));
-        let flight = Arc::new(Flight { number, keys, landing, demanded, task, under_way: own });
-        under_way.extend(flight.keys.iter().map(|key| (*key, (number, Arc::downgrade(&flight)))));
+        under_way.extend(flight.keys().iter().map(|key| (*key, Arc::downgrade(&flight))));
         Some(flight)
     }
 
     async fn fly(
         self: &Arc<Self>,
-        layer: &Arc<Layer>,
+        layer: Arc<Layer>,
         parts: Vec<Part>,
         purpose: Purpose,
         mut demand: watch::Receiver<bool>,
-    ) -> Landing {
+        arrivals: &Arrivals,
+    ) {
         let mut lane = tokio::select! {
             biased;
             lane = self.lanes.take(purpose) => lane,
             () = async { drop(demand.wait_for(|demanded| *demanded).await) } => self.lanes.take(Purpose::Demand).await,
         };
-        let Some(span) = span(&parts) else { return Landing::new() };
-        let lock = self.lock_range(layer, span).await;
+        let Some(span) = span(&parts) else { return };
+        let lock = self.lock_range(&layer, span).await.map(Arc::new);
         // Whoever had the range before may have fetched it.
         let parts: Vec<_> = parts.into_iter().filter(|part| !self.shelf.has(&part.tree, part.unit)).collect();
-        let Some(span) = self::span(&parts) else { return Landing::new() };
+        let is_one_file = parts.windows(2).all(|two| two[0].tree.verity == two[1].tree.verity);
+        for run in parts.chunk_by(|one, next| !is_one_file || one.content.end == next.content.start) {
+            let Some(span) = self::span(run) else { return };
+            let keys: Vec<_> = run.iter().map(Part::key).collect();
+            let run = Run { layer: Arc::clone(&layer), parts: run.to_vec(), _lock: lock.clone() };
+            let fetched = if is_one_file && layer.flows() && !self.shelf.disk_rests() {
+                self.fetch_in_turn(run, span.clone(), &lane, arrivals).await
+            } else {
+                self.fetch_at_once(run, span.clone(), arrivals).await
+            };
+            if let Err(error) = fetched {
+                arrivals.fail(keys, ChunkError::Layer(Arc::new(error)));
+                return;
+            }
+            lane.carried(span.end - span.start);
+        }
+    }
+
+    /// Fetches units that follow each other in a file, and keeps each while the next is on its way.
+    async fn fetch_in_turn(
+        self: &Arc<Self>,
+        run: Run,
+        span: Range<u64>,
+        lane: &Lane<'_>,
+        arrivals: &Arrivals,
+    ) -> Result<(), LayerError> {
+        let mut parts = run.parts.iter().cloned().peekable();
+        let (start, mut at) = (span.start, span.start);
+        let mut flow = run.layer.flow(span);
+        let mut keeping: Option<JoinHandle<Vec<_>>> = None;
+        while parts.peek().is_some() {
+            let places = self.shelf.warm.places_for(1).await;
+            let asked = Instant::now();
+            let piece = flow.next().await;
+            let waited = asked.elapsed();
+            if let Some(keeping) = keeping.take() {
+                arrivals.land(keeping.await.unwrap_or_default());
+            }
+            let Some(piece) = piece.transpose()? else { break };
+            let here = at..at + piece.len() as u64;
+            at = here.end;
+            if here.start > start {
+                lane.flowed(piece.len() as u64, waited);
+            }
+            let complete = std::iter::from_fn(|| parts.next_if(|part| part.content.end <= at)).collect();
+            let run = Run { layer: Arc::clone(&run.layer), parts: complete, _lock: run._lock.clone() };
+            keeping = Some(self.keep(run, here.start, vec![piece], places));
+        }
+        // A connection that was read to the end can be used again.
+        let _end = flow.next().await;
+        if let Some(keeping) = keeping {
+            arrivals.land(keeping.await.unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Fetches parts that lie side by side by one request, with all that lies between them.
+    async fn fetch_at_once(
+        self: &Arc<Self>,
+        run: Run,
+        span: Range<u64>,
+        arrivals: &Arrivals,
+    ) -> Result<(), LayerError> {
         let buffers = (span.end - span.start).div_ceil(BUFFER as u64);
         let places = self.shelf.warm.places_for(u32::try_from(buffers).unwrap_or(u32::MAX)).await;
-        let pieces = match layer.span(span.clone()).await {
-            Ok(pieces) => pieces,
-            Err(error) => {
-                let error = Arc::new(ChunkError::Layer(Arc::new(error)));
-                return parts.iter().map(|part| (part.key(), Err(Arc::clone(&error)))).collect();
-            }
-        };
-        lane.carried(span.end - span.start);
-        drop(lane);
-        let (fetches, layer) = (Arc::clone(self), Arc::clone(layer));
-        let keeping = tokio::task::spawn_blocking(move || {
-            let _held_until_it_is_kept = lock;
+        let pieces = run.layer.span(span.clone()).await?;
+        arrivals.land(self.keep(run, span.start, pieces, places).await.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Proves and keeps the parts of a run. Their bytes are in these pieces, which begin at `start` of the layer.
+    fn keep(
+        self: &Arc<Self>,
+        run: Run,
+        start: u64,
+        pieces: Vec<Unverified>,
+        places: Vec<Place>,
+    ) -> JoinHandle<Vec<(Key, Landed)>> {
+        let fetches = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
             let keep = |part: &Part| {
-                let start = part.content.start - span.start;
-                let place = places.get((start / BUFFER as u64) as usize).or(places.last());
-                let bytes = Unverified::cut(&pieces, &(start..part.content.end - span.start));
-                let (Some(bytes), Some(place)) = (bytes, place) else { return Err(fetches.too_short(&layer)) };
-                let kept = fetches.shelf.keep(&layer, &part.tree, part.unit, bytes, Arc::clone(place));
-                kept.map_err(|mismatch| fetches.tell(&layer, mismatch))
+                let (begin, end) = (part.content.start.checked_sub(start)?, part.content.end - start);
+                let place = places.get((begin / BUFFER as u64) as usize).or(places.last())?;
+                let bytes = Unverified::cut(&pieces, &(begin..end))?;
+                let kept = fetches.shelf.keep(&run.layer, &part.tree, part.unit, bytes, Arc::clone(place));
+                let landed = kept.map(|kept| (!kept.is_on_disk).then_some(kept.bytes));
+                Some(landed.map_err(|mismatch| Arc::new(fetches.tell(&run.layer, mismatch))))
             };
-            parts.iter().map(|part| (part.key(), keep(part).map_err(Arc::new))).collect()
-        });
-        keeping.await.unwrap_or_default()
+            let short = || Err(Arc::new(ChunkError::Lost { layer: *run.layer.digest() }));
+            run.parts.iter().map(|part| (part.key(), keep(part).unwrap_or_else(short))).collect()
+        })
     }
 
     /// The right to fetch a range of a layer, once no other process has it. `None` where processes cannot
@@ -230,42 +272,14 @@ impl Fetches {
         workshop.ledger.report(trouble);
         error
     }
-
-    fn too_short(&self, layer: &Layer) -> ChunkError {
-        ChunkError::Lost { layer: *layer.digest() }
-    }
 }
 
-impl Flight {
-    /// What came of it, waited for by a reader.
-    pub(super) async fn landed(&self) -> Arc<Landing> {
-        self.demanded.send_replace(true);
-        self.settled().await
-    }
-
-    /// The same, waited for by nobody who is in a hurry.
-    pub(super) async fn settled(&self) -> Arc<Landing> {
-        let mut landing = self.landing.clone();
-        let landed = landing.wait_for(Option::is_some).await;
-        landed.ok().and_then(|landing| landing.clone()).unwrap_or_default()
-    }
-
-    /// Whether it is still under way.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.landing.borrow().is_none()
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.task.abort();
-        let mut under_way = lock(&self.under_way);
-        for key in &self.keys {
-            if under_way.get(key).is_some_and(|(number, _)| *number == self.number) {
-                under_way.remove(key);
-            }
-        }
-    }
+/// Parts that are fetched by one request.
+struct Run {
+    layer: Arc<Layer>,
+    parts: Vec<Part>,
+    /// Held until they are kept.
+    _lock: Option<Arc<RangeLock>>,
 }
 
 /// The bytes of the layer from the first part to the last.

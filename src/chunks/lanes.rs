@@ -4,7 +4,8 @@
 //! background takes one when nobody else wants any. The number of lanes follows what the link gives: it
 //! doubles as long as that brings a quarter more bytes a second, else it goes back; and where it never
 //! did, half of it may do. So a link with long round trips, or with a limit for each connection, is filled, and a
-//! loopback or a busy processor is not crowded.
+//! loopback or a busy processor is not crowded. A source of which one connection alone brings plenty, once it
+//! flows, gets few and long requests.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +32,17 @@ const MEASURED: Duration = Duration::from_millis(60);
 
 /// Answers in each lane that make a measurement.
 const ANSWERS: usize = 2;
+
+/// How long somebody may wait for what lies behind other things in the same request.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A connection that brings this many bytes a second is not worth doubting: what holds it up is as likely a CPU as
+/// the network.
+const FAST: f64 = 150e6;
+
+/// Bytes that show how fast a connection flows, and twice as many after which what was seen counts half.
+const SEEN: u64 = 4 * 1024 * 1024;
+const REMEMBERED: u64 = 16 * SEEN;
 
 /// Measurements after which the number of lanes is tried again, because links change.
 const SETTLED_FOR: u32 = 40;
@@ -61,6 +73,37 @@ struct State {
     /// Fetches ahead that wait for a lane.
     waiting: usize,
     gauge: Gauge,
+    flow: FlowRate,
+}
+
+impl State {
+    fn limit(&self) -> usize {
+        if self.flow.rate().is_some_and(|rate| rate >= FAST) { FEWEST } else { self.limit }
+    }
+}
+
+/// How fast single connections bring what follows the first bytes of an answer, by what is waited for it.
+#[derive(Debug, Default)]
+struct FlowRate {
+    bytes: u64,
+    waited: Duration,
+}
+
+impl FlowRate {
+    fn note(&mut self, bytes: u64, waited: Duration) {
+        self.bytes += bytes;
+        self.waited += waited;
+        if self.bytes > REMEMBERED {
+            self.bytes /= 2;
+            self.waited /= 2;
+        }
+    }
+
+    /// Bytes a second, once enough was seen.
+    fn rate(&self) -> Option<f64> {
+        let seconds = self.waited.as_secs_f64().max(f64::MIN_POSITIVE);
+        (self.bytes >= SEEN).then(|| self.bytes as f64 / seconds)
+    }
 }
 
 /// A lane, or the right to go without one. Dropping it gives it back.
@@ -74,13 +117,14 @@ pub(super) struct Lane<'a> {
 
 impl Lanes {
     pub(super) fn new() -> Self {
-        let state = State { limit: FIRST, busy: [0; 3], waiting: 0, gauge: Gauge::default() };
+        let (gauge, flow) = (Gauge::default(), FlowRate::default());
+        let state = State { limit: FIRST, busy: [0; 3], waiting: 0, gauge, flow };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// How many fetches ahead may be under way now.
     pub(super) fn limit(&self) -> usize {
-        self.lock().limit
+        self.lock().limit()
     }
 
     /// Takes a lane, when it is this purpose's turn.
@@ -91,7 +135,7 @@ impl Lanes {
             {
                 let mut state = self.lock();
                 let [demand, ahead, background] = state.busy;
-                let is_free = demand + ahead + background < state.limit;
+                let is_free = demand + ahead + background < state.limit();
                 let is_turn = match purpose {
                     Purpose::Demand => true,
                     Purpose::Ahead => is_free,
@@ -108,6 +152,12 @@ impl Lanes {
             }
             changed.await;
         }
+    }
+
+    /// Bytes that a lane brings before somebody who waits for the last of them would mind.
+    pub(super) fn reach(&self) -> u64 {
+        let rate = self.lock().flow.rate().unwrap_or_default();
+        (rate * PATIENCE.as_secs_f64()) as u64
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -132,14 +182,19 @@ impl Drop for Wait<'_> {
 impl Lane<'_> {
     /// Says how many bytes came through it.
     pub(super) fn carried(&mut self, bytes: u64) {
-        self.bytes = bytes;
+        self.bytes += bytes;
+    }
+
+    /// Says how long was waited for so many bytes that followed the first of an answer.
+    pub(super) fn flowed(&self, bytes: u64, waited: Duration) {
+        self.lanes.lock().flow.note(bytes, waited);
     }
 }
 
 impl Drop for Lane<'_> {
     fn drop(&mut self) {
         let mut state = self.lanes.lock();
-        let was_full = state.busy.iter().sum::<usize>() >= state.limit;
+        let was_full = state.busy.iter().sum::<usize>() >= state.limit && state.limit == state.limit();
         state.busy[self.purpose as usize] -= 1;
         let limit = state.limit;
         if was_full && self.bytes > 0 {
@@ -254,6 +309,22 @@ mod tests {
     fn a_link_that_is_full_gets_no_more() {
         assert_eq!(lanes_on(|lanes| lanes.min(8) as f64 * 33e6), 8);
         assert_eq!(lanes_on(|_| 1e9), FEWEST);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_flows_fast_is_left_alone() {
+        let lanes = Lanes::new();
+        let lane = lanes.take(Purpose::Ahead).await;
+        lane.flowed(SEEN / 2, Duration::from_millis(1));
+        assert_eq!((lanes.limit(), lanes.reach()), (FIRST, 0), "too early to tell");
+        lane.flowed(SEEN / 2, Duration::from_millis(1));
+        assert_eq!(lanes.limit(), FEWEST);
+        assert!(lanes.reach() > 49 * SEEN, "{}", lanes.reach());
+        for _ in 0..100 {
+            lane.flowed(SEEN, Duration::from_millis(80));
+        }
+        assert_eq!(lanes.limit(), FIRST);
+        assert!((SEEN..2 * SEEN).contains(&lanes.reach()), "{}", lanes.reach());
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 
 mod ahead;
 mod fetches;
+mod flight;
 mod lanes;
 mod loader;
 mod readers;
@@ -23,7 +24,7 @@ use tokio::runtime::Handle;
 use crate::buffers::BUFFER;
 use crate::chunks::ahead::Ahead;
 use crate::chunks::fetches::Fetches;
-use crate::chunks::fetches::Landing;
+use crate::chunks::flight::Landing;
 use crate::chunks::lanes::Purpose;
 use crate::chunks::shelf::Share;
 use crate::chunks::shelf::Shelf;
@@ -131,9 +132,9 @@ impl Chunks {
             };
             let flights = self.fetches.of(layer, parts, Purpose::Demand, u64::from(u32::MAX));
             let mut landed = Landing::new();
+            let wanted: Vec<_> = units(range).map(|unit| (tree.verity, unit)).collect();
             for flight in &flights {
-                let landing = flight.landed().await;
-                landed.extend(landing.iter().map(|(key, part)| (*key, part.clone())));
+                landed.extend(flight.landed(&wanted).await);
             }
             if let Some(bytes) = self.assemble(layer, &tree, range, &landed)? {
                 self.ahead.note(file, &tree, offset, range, &bytes);
@@ -179,11 +180,11 @@ impl Chunks {
         for unit in units(range) {
             let share = Share::of(tree, unit, range);
             let bytes = match landed.get(&(tree.verity, unit)) {
-                Some(Ok(bytes)) => Some(bytes.slice(share.in_unit)),
+                Some(Ok(Some(bytes))) => Some(bytes.slice(share.in_unit)),
                 // Then the layer is had in another way.
                 Some(Err(error)) if error.is_of_ranges() => None,
                 Some(Err(error)) => return Err(Arc::clone(error)),
-                None => self.fetches.shelf.read(layer, tree, &share.in_file),
+                Some(Ok(None)) | None => self.fetches.shelf.read(layer, tree, &share.in_file),
             };
             let Some(bytes) = bytes else { return Ok(None) };
             parts.push(bytes);

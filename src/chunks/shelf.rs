@@ -52,6 +52,14 @@ fn open_objects() -> NonZeroUsize {
     NonZeroUsize::new(quarter.min(OPEN_OBJECTS)).unwrap_or(NonZeroUsize::MIN)
 }
 
+/// A unit that was proved.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) bytes: Verified<Bytes>,
+    /// Whether it can be had from the disk from now on.
+    pub(super) is_on_disk: bool,
+}
+
 #[derive(Clone, Debug)]
 enum Object {
     Whole(Arc<Witness>),
@@ -119,30 +127,34 @@ impl Shelf {
         unit: u64,
         bytes: Unverified,
         place: Place,
-    ) -> Result<Verified<Bytes>, UnitMismatch> {
+    ) -> Result<Kept, UnitMismatch> {
+        let mut complete = None;
         let (bytes, kept) = match self.growing(tree) {
             Some(Ok(partial)) => {
                 let (bytes, kept) = partial.put(unit, bytes)?;
-                (bytes, kept.map(|()| partial.is_complete().then_some(partial)))
+                complete = partial.is_complete().then_some(partial);
+                (bytes, kept.map(|()| true))
             }
             Some(Err(error)) => (bytes.verify_unit(tree, unit)?, Err(error)),
             None => {
                 let bytes = bytes.verify_unit(tree, unit)?;
                 let is_small = tree.size <= UNIT && !self.disk_rests();
-                let kept = if is_small { self.workshop.store.keep_small(tree, &bytes) } else { Ok(()) };
-                (bytes, kept.map(|()| None))
+                let kept =
+                    if is_small { self.workshop.store.keep_small(tree, &bytes).map(|()| true) } else { Ok(false) };
+                (bytes, kept)
             }
         };
-        match kept {
-            Ok(partial) => {
-                layer.note_here(bytes.len() as u64);
-                self.workshop.store.note_added(bytes.len() as u64);
-                partial.iter().for_each(|partial| self.finish(tree, partial));
-            }
-            Err(error) => self.tell_disk(&error),
+        let is_on_disk = kept.unwrap_or_else(|error| {
+            self.tell_disk(&error);
+            false
+        });
+        if is_on_disk {
+            layer.note_here(bytes.len() as u64);
+            self.workshop.store.note_added(bytes.len() as u64);
+            complete.iter().for_each(|partial| self.finish(tree, partial));
         }
         self.warm.keep((tree.verity, unit), bytes.clone(), place);
-        Ok(bytes)
+        Ok(Kept { bytes, is_on_disk })
     }
 
     /// Somebody has closed a file: what other processes fetched of it may have completed it.

@@ -16,6 +16,7 @@ mod splitter;
 mod tally;
 
 pub use failure::LayerError;
+pub use span::Flow;
 pub use splitter::SplitError;
 
 use std::io;

@@ -12,6 +12,7 @@ use crate::kit::seek::Decoder;
 use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::layers::SplitError;
+use crate::source::ByteStream;
 use crate::source::SourceError;
 use crate::verify::Unverified;
 
@@ -43,7 +44,7 @@ impl Layer {
         let failed = |source| LayerError::Source { layer, source };
         let index = self.index();
         let (point, end) = index.as_ref().map_or((None, None), |index| index.seek().around(&content));
-        if !self.is_without_ranges.load(Ordering::Relaxed) && self.spec.compression == Compression::None {
+        if self.flows() {
             let pieces = self.source.range(blob, content).await.inspect_err(|error| self.note_ranges(error));
             let pieces = pieces.map_err(failed)?;
             self.workshop.ledger.add_fetched(pieces.iter().map(|piece| piece.len() as u64).sum());
@@ -77,6 +78,16 @@ impl Layer {
         Ok(cutter.full)
     }
 
+    /// Whether parts of the layer can be had as they come: it holds them as they are, and its source serves ranges.
+    pub fn flows(&self) -> bool {
+        self.spec.compression == Compression::None && !self.is_without_ranges.load(Ordering::Relaxed)
+    }
+
+    /// The bytes of `content` as they come, where the layer [flows](Layer::flows).
+    pub fn flow(&self, content: Range<u64>) -> Flow<'_> {
+        Flow { layer: self, stream: self.source.stream_range(&self.spec.descriptor, content) }
+    }
+
     fn note_ranges(&self, error: &SourceError) {
         if matches!(error, SourceError::NoRanges(_)) {
             self.is_without_ranges.store(true, Ordering::Relaxed);
@@ -84,10 +95,31 @@ impl Layer {
     }
 }
 
+/// Part of a layer, piece by piece.
+#[derive(Debug)]
+pub struct Flow<'a> {
+    layer: &'a Layer,
+    stream: ByteStream,
+}
+
+impl Flow<'_> {
+    /// The next piece: one buffer, unless it is the last. `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Unverified, LayerError>> {
+        let piece = self.stream.next().await?.map_err(|source| {
+            self.layer.note_ranges(&source);
+            LayerError::Source { layer: *self.layer.digest(), source }
+        });
+        if let Ok(piece) = &piece {
+            self.layer.workshop.ledger.add_fetched(piece.len() as u64);
+        }
+        Some(piece)
+    }
+}
+
 /// The compressed bytes from a seek point on.
 enum Input {
     Range(std::vec::IntoIter<Unverified>),
-    Stream(Box<crate::source::ByteStream>),
+    Stream(Box<ByteStream>),
 }
 
 impl Input {

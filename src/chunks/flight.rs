@@ -1,0 +1,115 @@
+//! A fetch on its way, and what has come of it so far.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::chunks::ChunkError;
+use crate::chunks::lock;
+use crate::chunks::warm::Key;
+use crate::verify::Verified;
+
+/// What came of a part: its bytes, `None` where the disk has them, or why there are none.
+pub(super) type Landed = Result<Option<Verified<Bytes>>, Arc<ChunkError>>;
+
+/// What has come of a fetch so far. A part that is missing in the end was at hand when its turn came.
+pub(super) type Landing = HashMap<Key, Landed>;
+
+/// The fetches that are under way, by what they bring.
+pub(super) type UnderWay = Mutex<HashMap<Key, Weak<Flight>>>;
+
+/// A fetch on its way. Dropping the last one that holds it ends it.
+#[derive(Debug)]
+pub(super) struct Flight {
+    keys: Vec<Key>,
+    /// Closed when it is over.
+    landing: watch::Receiver<Landing>,
+    /// Whether a reader waits for it by now, whatever it was begun for.
+    demanded: watch::Sender<bool>,
+    task: AbortHandle,
+    under_way: Arc<UnderWay>,
+}
+
+/// Where a fetch says what has come of it. Dropping it ends the flight.
+#[derive(Debug)]
+pub(super) struct Arrivals(watch::Sender<Landing>);
+
+impl Arrivals {
+    /// These have come.
+    pub(super) fn land(&self, parts: impl IntoIterator<Item = (Key, Landed)>) {
+        self.0.send_modify(|landing| landing.extend(parts));
+    }
+
+    /// Those of these that have not come will not.
+    pub(super) fn fail(&self, keys: impl IntoIterator<Item = Key>, error: ChunkError) {
+        let error = Arc::new(error);
+        self.0.send_modify(|landing| {
+            for key in keys {
+                landing.entry(key).or_insert_with(|| Err(Arc::clone(&error)));
+            }
+        });
+    }
+}
+
+impl Flight {
+    /// Begins a fetch of these parts. `spawn` is given where to say what comes of it, and what turns true once a
+    /// reader waits.
+    pub(super) fn begin(
+        keys: Vec<Key>,
+        is_demanded: bool,
+        under_way: &Arc<UnderWay>,
+        spawn: impl FnOnce(Arrivals, watch::Receiver<bool>) -> AbortHandle,
+    ) -> Arc<Self> {
+        let (arrivals, landing) = watch::channel(Landing::new());
+        let (demanded, demand) = watch::channel(is_demanded);
+        let task = spawn(Arrivals(arrivals), demand);
+        Arc::new(Self { keys, landing, demanded, task, under_way: Arc::clone(under_way) })
+    }
+
+    /// The parts that it was begun for.
+    pub(super) fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
+    /// What came of these, waited for by a reader. Of those that it does not bring nothing is said.
+    pub(super) async fn landed(&self, keys: &[Key]) -> Landing {
+        self.demanded.send_replace(true);
+        let wanted: Vec<_> = keys.iter().filter(|key| self.keys.contains(key)).collect();
+        let mut landing = self.landing.clone();
+        // It may be over before all have come.
+        drop(landing.wait_for(|landing| wanted.iter().all(|key| landing.contains_key(key))).await);
+        let landing = self.landing.borrow();
+        wanted.into_iter().filter_map(|key| Some((*key, landing.get(key)?.clone()))).collect()
+    }
+
+    /// Waits until it is over, in no hurry.
+    pub(super) async fn settled(&self) {
+        let mut landing = self.landing.clone();
+        drop(landing.wait_for(|_| false).await);
+    }
+
+    /// Whether it is still under way.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.landing.has_changed().is_ok()
+    }
+
+    /// Whether a part is still to come.
+    pub(super) fn brings(&self, key: &Key) -> bool {
+        self.is_under_way() && !self.landing.borrow().contains_key(key)
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.task.abort();
+        let mut under_way = lock(&self.under_way);
+        for key in &self.keys {
+            if under_way.get(key).is_some_and(|flight| std::ptr::eq(flight.as_ptr(), self)) {
+                under_way.remove(key);
+            }
+        }
+    }
+}
