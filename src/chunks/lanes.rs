@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::source::FAST;
+
 /// Lanes at the start.
 const FIRST: usize = 4;
 
@@ -35,10 +37,6 @@ const ANSWERS: usize = 2;
 
 /// How long somebody may wait for what lies behind other things in the same request.
 const PATIENCE: Duration = Duration::from_millis(100);
-
-/// A connection that brings this many bytes a second is not worth doubting: what holds it up is as likely a CPU as
-/// the network.
-const FAST: f64 = 150e6;
 
 /// Bytes that show how fast a connection flows, and twice as many after which what was seen counts half.
 const SEEN: u64 = 4 * 1024 * 1024;

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::buffers::BUFFER;
 use crate::kit::descriptor::Descriptor;
 use crate::source::ByteStream;
+use crate::source::FAST;
 use crate::source::Source;
 use crate::source::SourceError;
 use crate::verify::Unverified;
@@ -27,10 +28,6 @@ const PROBE: u64 = 4 * BUFFER as u64;
 
 /// Bytes in each request over several connections.
 const SPAN: u64 = 3 * BUFFER as u64;
-
-/// A connection that brings this many bytes a second is not worth doubting: what holds it up is as likely
-/// a CPU as the network, and a request for every few megabytes costs a registry three times the work.
-const FAST: f64 = 150e6;
 
 /// Bytes of a stream after which it is asked again whether it is fast.
 const STRETCH: u64 = 64 * BUFFER as u64;

@@ -39,6 +39,7 @@ use crate::source::files::Extent;
 use crate::source::files::ExtentStream;
 use crate::source::kitops::Store;
 use crate::source::layout::Layout;
+pub use crate::source::meter::FAST;
 pub use crate::source::meter::Meter;
 use crate::source::registry::Registry;
 pub use crate::source::registry::push::Publisher;
