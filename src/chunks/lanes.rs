@@ -172,7 +172,14 @@ struct Wait<'a> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if self.counted {
-            self.lanes.lock().waiting -= 1;
+            let mut state = self.lanes.lock();
+            state.waiting -= 1;
+            let is_last = state.waiting == 0;
+            drop(state);
+            if is_last {
+                // The background has let it go first, and nobody else may come by.
+                self.lanes.changed.notify_waiters();
+            }
         }
     }
 }
@@ -283,6 +290,7 @@ impl Gauge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::task::{Context, Waker};
 
     /// Lets fetches of 2 MiB run over a link, and says how many lanes there are in the end.
     fn lanes_on(link: impl Fn(usize) -> f64) -> usize {
@@ -342,5 +350,22 @@ mod tests {
         assert!(!is_waiting(Purpose::Ahead).await && is_waiting(Purpose::Background).await);
         drop((ahead, demand));
         assert!(!is_waiting(Purpose::Background).await);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_holds_nobody_up() {
+        let lanes = Lanes::new();
+        let mut held = Vec::new();
+        for _ in 0..FIRST {
+            held.push(lanes.take(Purpose::Demand).await);
+        }
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut ahead = Box::pin(lanes.take(Purpose::Ahead));
+        let mut background = Box::pin(lanes.take(Purpose::Background));
+        assert!(ahead.as_mut().poll(context).is_pending() && background.as_mut().poll(context).is_pending());
+        drop(held);
+        assert!(background.as_mut().poll(context).is_pending(), "it is the other's turn");
+        drop(ahead);
+        assert!(background.as_mut().poll(context).is_ready(), "nobody else is there");
     }
 }
