@@ -307,7 +307,8 @@ fn a_dead_mount_is_told_and_removed() {
 fn records_of_dead_holders_are_cleaned_up() {
     let host = Host::mounted("toy:ok");
     host.kill_both();
-    assert_eq!(kitfs::mounts::status_of_all(&host.state()).unwrap(), []);
+    // A process that dies is out of sight a moment before it has closed its files.
+    eventually("nobody is told of", || kitfs::mounts::status_of_all(&host.state()).unwrap().is_empty());
     host.umount(Busy::Keep).unwrap();
     eventually("all end", || host.processes().is_empty());
     host.assert_nothing_left();
