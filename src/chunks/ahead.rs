@@ -152,8 +152,10 @@ impl Ahead {
         let Some(index) = layer.index() else { return };
         let reach = (group.reach * 2).min(LARGEST_GROUP);
         let (parts, entries) = self.small_from(&index, group.entries.end, reach);
-        let ahead = self.fetches.of(layer, parts, Purpose::Ahead, LARGEST_GROUP);
-        *group = Group { entries, reach, ahead };
+        // The first files of a fetch are at hand before its last: it goes on.
+        group.ahead.retain(|flight| flight.is_under_way());
+        group.ahead.extend(self.fetches.of(layer, parts, Purpose::Ahead, LARGEST_GROUP));
+        (group.entries, group.reach) = (entries, reach);
     }
 
     /// The small files that are fetched together with the one at `entry`, itself first: those behind it

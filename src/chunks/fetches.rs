@@ -197,11 +197,11 @@ impl Fetches {
             let run = Run { layer: Arc::clone(&run.layer), parts: complete, _lock: run._lock.clone() };
             keeping = Some(self.keep(run, here.start, vec![piece], places));
         }
-        // A connection that was read to the end can be used again.
-        let _end = flow.next().await;
         if let Some(keeping) = keeping {
             arrivals.land(keeping.await.unwrap_or_default());
         }
+        // A connection that was read to the end can be used again. Nobody waits for that.
+        let _end = flow.next().await;
         Ok(())
     }
 
