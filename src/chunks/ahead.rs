@@ -161,19 +161,31 @@ impl Ahead {
     /// The small files that are fetched together with the one at `entry`, itself first: those behind it
     /// in the layer, the more the longer files have been asked for in that order.
     pub(super) fn group(&self, layer: &Arc<Layer>, index: &Verified<Index>, entry: u32) -> Vec<Part> {
+        if let Some((offset, tree)) = file_at(index, entry) {
+            let alone = part(&tree, offset, 0);
+            // In this order: what has landed since is on the shelf.
+            if self.fetches.brings(&alone.key()) || self.fetches.shelf.has(&tree, 0) {
+                return vec![alone];
+            }
+        }
         let mut groups = lock(&self.groups);
-        let reach = match groups.get(layer.digest()) {
-            Some(Group { entries, ahead, .. }) if entries.contains(&entry) && !ahead.is_empty() => {
-                return self.small_from(index, entry, 0).0;
+        let (reach, mut ahead) = match groups.remove(layer.digest()) {
+            Some(Group { entries, reach, ahead }) => {
+                let reach = match entry {
+                    // Another reader is first.
+                    entry if entries.contains(&entry) => reach,
+                    entry if (entries.end..entries.end.saturating_add(8)).contains(&entry) => reach * 2,
+                    _ => FIRST_GROUP,
+                };
+                (reach.min(LARGEST_GROUP), ahead)
             }
-            Some(Group { entries, reach, .. }) if (entries.end..entries.end.saturating_add(8)).contains(&entry) => {
-                (reach * 2).min(LARGEST_GROUP)
-            }
-            _ if self.prefetch() == Prefetch::None => 0,
-            _ => FIRST_GROUP,
+            None => (FIRST_GROUP, Vec::new()),
         };
+        let reach = if self.prefetch() == Prefetch::None { 0 } else { reach };
         let (parts, entries) = self.small_from(index, entry, reach);
-        groups.insert(*layer.digest(), Group { entries, reach, ahead: Vec::new() });
+        // Somebody reads elsewhere in the layer, and what is on its way is wanted there.
+        ahead.retain(|flight| flight.is_under_way());
+        groups.insert(*layer.digest(), Group { entries, reach, ahead });
         parts
     }
 

@@ -112,6 +112,13 @@ impl Fetches {
         flights
     }
 
+    /// Whether a fetch of this part is under way.
+    pub(super) fn brings(&self, key: &Key) -> bool {
+        // Bound before it is asked: the last one that holds a flight takes the lock.
+        let flight = lock(&self.under_way).get(key).and_then(Weak::upgrade);
+        flight.is_some_and(|flight| flight.brings(key))
+    }
+
     fn begin(
         self: &Arc<Self>,
         layer: &Arc<Layer>,
