@@ -62,6 +62,8 @@ pub struct Adapter {
     opens: Arc<Opens>,
     passthrough: Passthrough,
     stack_depth: u32,
+    /// Whether the kernel can open directories without us.
+    kernel_opens_directories: bool,
     beat: Beat,
 }
 
@@ -77,7 +79,7 @@ impl Adapter {
         beat: Beat,
     ) -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { fs, runtime, owner, opens, passthrough, stack_depth, beat }
+        Self { fs, runtime, owner, opens, passthrough, stack_depth, kernel_opens_directories: false, beat }
     }
 
     fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
@@ -190,6 +192,7 @@ impl fuser::Filesystem for Adapter {
         let _ = config.add_capabilities(InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO);
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
         let _ = config.add_capabilities(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+        self.kernel_opens_directories = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
         // It also bounds the size of a read: to one buffer.
         let _ = config.set_max_write(BUFFER as u32);
         let _ = config.set_max_background(MAX_BACKGROUND);
@@ -305,6 +308,8 @@ impl fuser::Filesystem for Adapter {
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.fs.tree().node(Inode(inode.0)).map(|node| node.kind) {
+            // Then it opens and closes them all by itself from now on, with the same flags.
+            Some(NodeKind::Dir { .. }) if self.kernel_opens_directories => reply.error(Errno::ENOSYS),
             Some(NodeKind::Dir { .. }) => {
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR)
             }
