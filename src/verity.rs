@@ -160,6 +160,11 @@ impl TreeBuilder {
         }
     }
 
+    /// Bytes that it has taken.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// How much of the current block is there.
     fn filled(&self) -> usize {
         (self.size % BLOCK as u64) as usize

@@ -283,13 +283,17 @@ impl Files {
         Ok(())
     }
 
-    fn data(&mut self, flat: &mut impl Flat, bytes: &[u8]) -> Result<(), SplitError> {
-        // What was hashed is written while the CPU's nearest caches still hold it.
-        for bytes in bytes.chunks(WRITE) {
-            flat.update(bytes, self.open.as_mut().map(|file| &mut file.tree));
+    fn data(&mut self, flat: &mut impl Flat, mut bytes: &[u8]) -> Result<(), SplitError> {
+        while !bytes.is_empty() {
+            // What was hashed is written while the CPU's nearest caches still hold it, and in pieces that lie in the
+            // file as the kernel's do in memory: it cuts others up, and then every reading of the file is slower.
+            let at = self.open.as_ref().map_or(0, |file| file.tree.size());
+            let (piece, rest) = bytes.split_at(bytes.len().min(WRITE - (at % WRITE as u64) as usize));
+            flat.update(piece, self.open.as_mut().map(|file| &mut file.tree));
             if let Some(OpenFile { staged: Some(staged), .. }) = &mut self.open {
-                staged.append(bytes).map_err(SplitError::Store)?;
+                staged.append(piece).map_err(SplitError::Store)?;
             }
+            bytes = rest;
         }
         Ok(())
     }
