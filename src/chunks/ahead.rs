@@ -111,7 +111,8 @@ impl Ahead {
         }
         let segment = segment(&self.fetches, file.layer);
         let places = u64::from(self.fetches.shelf.warm.places());
-        let widest = match self.fetches.lanes.limit() as u64 * segment {
+        // As much again as the lanes carry: what one of them has brought is read while the next is on its way.
+        let widest = match 2 * self.fetches.lanes.limit() as u64 * segment {
             ahead if segment == SEGMENT => ahead.min(places * BUFFER as u64 / 2).max(SEGMENT),
             ahead => ahead,
         };
