@@ -128,6 +128,31 @@ fn random_reads_fetch_one_unit_each_and_nothing_twice() {
 }
 
 #[test]
+fn a_compressed_layer_is_read_from_the_next_seek_point() {
+    if !host::can_mount() {
+        return;
+    }
+    // What compresses a little: its blocks end where no unit does.
+    let bytes: Vec<u8> = noise(3, 40 * UNIT as usize + 777).iter().map(|byte| b'a' + byte % 26).collect();
+    let files = [file("model/weights.bin", bytes.clone()), file("model/small", *b"small")];
+    let packing = Packing::Tar(Compression::Gzip);
+    let kit = Kit::named("packed").packing(packing).with(Base::Model, "model", files).pack();
+    let indexed = Indexed::new(&kit);
+    let whole = kit.layers[0].bytes.len() as u64;
+    let mount = indexed.kitfs.mount_with(&indexed.reference, &["--prefetch", "none"]);
+    let path = mount.at("model/weights.bin");
+    for unit in [30, 7, 39, 22] {
+        let before = indexed.asked();
+        let place = (unit * UNIT + 5000) as usize;
+        assert!(read_at(&path, place as u64, 4096).unwrap() == bytes[place..place + 4096], "wrong bytes at {place}");
+        let fetched: u64 = indexed.ranges(before).iter().map(|(_, len)| len).sum();
+        assert!(fetched < whole / 4, "{fetched} of {whole} bytes for one unit");
+    }
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "compressed, from seek points");
+    mount.unmount();
+}
+
+#[test]
 fn a_file_that_was_read_whole_is_an_object_and_every_byte_came_once() {
     if !host::can_mount() {
         return;
