@@ -121,9 +121,7 @@ impl Endorsement {
 
     /// Why a log entry or a timestamp that came along does not count.
     pub fn doubts(&self) -> impl Iterator<Item = &str> {
-        self.proof.doubts().iter().map(|doubt| match doubt {
-            Doubt::UnknownLog(why) | Doubt::Wrong(why) => why.as_str(),
-        })
+        self.proof.doubts().iter().map(Doubt::why)
     }
 
     /// Whether something that came along was looked at and is wrong, as opposed to being of a log that nobody here knows.

@@ -182,10 +182,7 @@ impl Examination<'_> {
             VerificationMaterialContent::PublicKey(_) => (self.keys, None),
             _ => (&[][..], Some(&bundle)),
         };
-        let attached = Attached {
-            entries: &material.tlog_entries,
-            timestamps: &material.timestamp_verification_data.rfc3161_timestamps,
-        };
+        let attached = Attached::to(&bundle);
         match &bundle.content {
             SignatureContent::DsseEnvelope(envelope) => {
                 claims.predicate_type = Statement::claimed_type(envelope.payload.as_bytes());
@@ -261,7 +258,7 @@ impl Examination<'_> {
             }
         }
         match bundle {
-            Some((bundle, artifact)) => match Proof::by_certificate(bundle, artifact, self.root) {
+            Some((bundle, artifact)) => match Proof::by_certificate(bundle, signed, artifact, self.root) {
                 Ok(proof) => proofs.push(proof),
                 Err(why) => reasons.push(why),
             },

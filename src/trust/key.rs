@@ -162,16 +162,27 @@ impl PublicKey {
         if self.kind == KeyKind::Ed25519 {
             return self.verifies_ed25519(message, signature);
         }
+        Holds::from(
+            [Hash::Sha256, Hash::Sha384, Hash::Sha512].iter().any(|hash| self.verifies_by(*hash, message, signature)),
+        )
+    }
+
+    /// Whether the signature over the message is by this key and was made with that hash. Ed25519 goes with SHA-512,
+    /// be it over the message or over its digest.
+    pub(super) fn verifies_by(&self, hash: Hash, message: &Message<'_>, signature: &[u8]) -> bool {
+        if self.kind == KeyKind::Ed25519 {
+            return hash == Hash::Sha512 && self.verifies_ed25519(message, signature) == Holds::Yes;
+        }
         // DER of the longest ECDSA signature has 141 bytes; RSA signatures are as long as the modulus.
         if signature.len() > 1024 {
-            return Holds::No;
+            return false;
         }
-        let holds = self.algorithms().iter().any(|(hash, algorithm)| {
-            let Some(digest) = message.digest(*hash) else { return false };
-            let Ok(digest) = digest::Digest::import_less_safe(digest, hash.algorithm()) else { return false };
+        let Some(digest) = message.digest(hash) else { return false };
+        let Ok(digest) = digest::Digest::import_less_safe(digest, hash.algorithm()) else { return false };
+        let mut algorithms = self.algorithms().iter().filter(|(of, _)| *of == hash);
+        algorithms.any(|(_, algorithm)| {
             UnparsedPublicKey::new(*algorithm, &self.raw).verify_digest(&digest, signature).is_ok()
-        });
-        Holds::from(holds)
+        })
     }
 
     fn verifies_ed25519(&self, message: &Message<'_>, signature: &[u8]) -> Holds {

@@ -1,14 +1,16 @@
-//! Log entries that come with a signature by a key: that the log holds them, and that they are about it.
+//! Log entries that come with a signature: that the log holds them, and that they are about it.
 //!
-//! `sigstore-verify` does this for certificates. For keys it knows neither SHA-384 and Ed25519ph entries nor
-//! entries that nobody asked for, so it is done here, from the same parts: promises (SET) of Rekor v1,
-//! inclusion proofs (RFC 6962) with checkpoints (C2SP signed notes) of v1 and v2, and the bodies of
-//! `hashedrekord` 0.0.1 and 0.0.2, `dsse` 0.0.1 and `intoto` 0.0.2.
+//! `sigstore-verify` does this for certificates that sign over SHA-256. It knows neither SHA-384, SHA-512 and
+//! Ed25519ph entries nor, for keys, entries that nobody asked for, so it is done here, from the same parts:
+//! promises (SET) of Rekor v1, inclusion proofs (RFC 6962) with checkpoints (C2SP signed notes) of v1 and v2,
+//! and the bodies of `hashedrekord` 0.0.1 and 0.0.2, `dsse` 0.0.1 and `intoto` 0.0.2.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::Value;
+use sigstore_types::DerCertificate;
+use sigstore_types::DerPublicKey;
 use sigstore_types::DsseEnvelope;
 use sigstore_types::KindVersion;
 use sigstore_types::Sha256Hash;
@@ -17,7 +19,6 @@ use sigstore_types::TransparencyLogEntry;
 use sigstore_types::bundle::InclusionProof;
 use sigstore_verify::crypto::VerificationKey;
 use sigstore_verify::crypto::sha256;
-use x509_cert::der::pem;
 
 use crate::trust::json;
 use crate::trust::key::PublicKey;
@@ -43,6 +44,14 @@ pub(super) enum Doubt {
     UnknownLog(String),
     /// Something about it is wrong.
     Wrong(String),
+}
+
+impl Doubt {
+    pub(super) fn why(&self) -> &str {
+        match self {
+            Self::UnknownLog(why) | Self::Wrong(why) => why,
+        }
+    }
 }
 
 /// What was signed, with its signature.
@@ -74,15 +83,33 @@ impl Signed<'_> {
     }
 }
 
-/// Proves an entry, and that it is about this signature by this key.
+/// What a log knows the maker of a signature by: the certificate if there is one, else the key.
+#[derive(Clone, Copy)]
+pub(super) struct Maker<'a> {
+    pub(super) key: &'a PublicKey,
+    pub(super) certificate: Option<&'a DerCertificate>,
+}
+
+impl Maker<'_> {
+    /// Whether this PEM is the maker's. Some signers write it without line breaks.
+    fn is(&self, text: &[u8]) -> bool {
+        let Ok(text) = str::from_utf8(text) else { return false };
+        match self.certificate {
+            Some(certificate) => DerCertificate::from_pem(text).is_ok_and(|found| found == *certificate),
+            None => DerPublicKey::from_pem(text).is_ok_and(|found| found.as_bytes() == self.key.spki()),
+        }
+    }
+}
+
+/// Proves an entry, and that it is about this signature by this maker.
 pub(super) fn prove(
     entry: &TransparencyLogEntry,
     signed: Signed<'_>,
-    key: &PublicKey,
+    by: Maker<'_>,
     root: &TrustedRoot,
 ) -> Result<LogEntry, Doubt> {
     let time = included(entry, root)?;
-    is_about(entry, signed, key)
+    is_about(entry, signed, by)
         .map_err(|why| Doubt::Wrong(format!("the log entry is not about this signature: {why}")))?;
     let log_id = hex::encode(entry.log_id.key_id.as_bytes());
     Ok(LogEntry { log_id, index: entry.log_index.get(), time })
@@ -159,7 +186,7 @@ fn prove_inclusion(
 }
 
 /// Compares an entry with what it should be about, member by member.
-fn is_about(entry: &TransparencyLogEntry, signed: Signed<'_>, key: &PublicKey) -> Result<(), String> {
+fn is_about(entry: &TransparencyLogEntry, signed: Signed<'_>, by: Maker<'_>) -> Result<(), String> {
     let body = json::strict(entry.canonicalized_body.as_bytes()).map_err(|error| error.to_string())?;
     let (kind, version) = (entry.kind_version.kind(), entry.kind_version.version());
     if text(&body, "/kind")? != kind || text(&body, "/apiVersion")? != version {
@@ -169,22 +196,27 @@ fn is_about(entry: &TransparencyLogEntry, signed: Signed<'_>, key: &PublicKey) -
     match (entry.kind_version, signed) {
         (KindVersion::HashedRekordV001, _) => {
             let digest = hex::decode(text(&body, "/spec/data/hash/value")?).map_err(|error| error.to_string())?;
-            same("digest", is_digest(signed.message(), text(&body, "/spec/data/hash/algorithm")?, &digest))?;
+            same("digest", is_signed(signed, by.key, text(&body, "/spec/data/hash/algorithm")?, &digest))?;
             same("signature", base64(&body, "/spec/signature/content")? == signed.signature())?;
-            same("key", is_key(&base64(&body, "/spec/signature/publicKey/content")?, key))
+            same("key", by.is(&base64(&body, "/spec/signature/publicKey/content")?))
         }
         (KindVersion::HashedRekordV002, _) => {
             let digest = base64(&body, "/spec/hashedRekordV002/data/digest")?;
             let algorithm = text(&body, "/spec/hashedRekordV002/data/algorithm")?;
-            same("digest", is_digest(signed.message(), algorithm, &digest))?;
+            same("digest", is_signed(signed, by.key, algorithm, &digest))?;
             same("signature", base64(&body, "/spec/hashedRekordV002/signature/content")? == signed.signature())?;
-            same("key", base64(&body, "/spec/hashedRekordV002/signature/verifier/publicKey/rawBytes")? == key.spki())
+            let (kind, der) = match by.certificate {
+                Some(certificate) => ("x509Certificate", certificate.as_bytes()),
+                None => ("publicKey", by.key.spki()),
+            };
+            let at = format!("/spec/hashedRekordV002/signature/verifier/{kind}/rawBytes");
+            same("key", base64(&body, &at)? == der)
         }
         (KindVersion::DsseV001, Signed::Envelope { envelope, .. }) => {
             same("payload", is_payload(&body, "/spec/payloadHash", envelope)?)?;
             one(&body, "/spec/signatures")?;
             same("signature", base64(&body, "/spec/signatures/0/signature")? == signed.signature())?;
-            same("key", is_key(&base64(&body, "/spec/signatures/0/verifier")?, key))
+            same("key", by.is(&base64(&body, "/spec/signatures/0/verifier")?))
         }
         (KindVersion::IntotoV002, Signed::Envelope { envelope, .. }) => {
             same("payload", is_payload(&body, "/spec/content/payloadHash", envelope)?)?;
@@ -195,10 +227,16 @@ fn is_about(entry: &TransparencyLogEntry, signed: Signed<'_>, key: &PublicKey) -
             let twice = base64(&body, &format!("{inner}/signatures/0/sig"))?;
             let signature = STANDARD.decode(twice).map_err(|error| error.to_string())?;
             same("signature", signature == signed.signature())?;
-            same("key", is_key(&base64(&body, &format!("{inner}/signatures/0/publicKey"))?, key))
+            same("key", by.is(&base64(&body, &format!("{inner}/signatures/0/publicKey"))?))
         }
         _ => Err(format!("an entry of kind {kind} {version}")),
     }
+}
+
+/// Whether this is what was signed: a log that was given only a digest has checked the signature with its hash.
+fn is_signed(signed: Signed<'_>, key: &PublicKey, algorithm: &str, digest: &[u8]) -> bool {
+    is_digest(signed.message(), algorithm, digest)
+        && Hash::named(algorithm).is_some_and(|hash| key.verifies_by(hash, signed.message(), signed.signature()))
 }
 
 fn is_digest(message: &Message<'_>, algorithm: &str, digest: &[u8]) -> bool {
@@ -208,10 +246,6 @@ fn is_digest(message: &Message<'_>, algorithm: &str, digest: &[u8]) -> bool {
 fn is_payload(body: &Value, at: &str, envelope: &DsseEnvelope) -> Result<bool, String> {
     let digest = hex::decode(text(body, &format!("{at}/value"))?).map_err(|error| error.to_string())?;
     Ok(is_digest(&Message::of(envelope.payload.as_bytes()), text(body, &format!("{at}/algorithm"))?, &digest))
-}
-
-fn is_key(text: &[u8], key: &PublicKey) -> bool {
-    pem::decode_vec(text).is_ok_and(|(label, der)| label == "PUBLIC KEY" && der == key.spki())
 }
 
 fn text<'v>(body: &'v Value, at: &str) -> Result<&'v str, String> {

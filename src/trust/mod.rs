@@ -8,6 +8,7 @@
 //! Sigstore's. No network is used but the kit's own source, in [`Material::collect`].
 
 mod certificate;
+mod chain;
 mod endorsement;
 mod examine;
 mod json;

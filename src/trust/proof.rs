@@ -3,7 +3,8 @@
 //! Two ways lead in. A key that somebody trusts made the signature; a log entry or a timestamp that comes along
 //! adds to that, and one that does not hold adds nothing. Or a certificate of a trusted root made it, and
 //! then everything must hold: chain, certificate log (SCT), log entry, a trusted time inside the validity.
-//! For the second `sigstore-verify` does the work, never with one of its checks left out.
+//! Where `sigstore-verify` can judge, it must say so too, never with one of its checks left out: of entries in
+//! Rekor v2, and of digests in v1, it knows those by P-256 with SHA-256 only.
 
 use std::collections::HashSet;
 
@@ -15,15 +16,19 @@ use sigstore_types::SignatureBytes;
 use sigstore_types::bundle::Rfc3161Timestamp;
 use sigstore_types::bundle::TransparencyLogEntry;
 use sigstore_verify::VerificationPolicy;
+use sigstore_verify::bundle::validate_bundle;
 use sigstore_verify::tsa::verify_timestamp_for_authority;
 
 use crate::ledger::chain;
 use crate::trust::certificate::Certificate;
+use crate::trust::chain::Chain;
 use crate::trust::key::Holds;
+use crate::trust::key::KeyKind;
 use crate::trust::key::PublicKey;
 use crate::trust::log;
 use crate::trust::log::Doubt;
 use crate::trust::log::LogEntry;
+use crate::trust::log::Maker;
 use crate::trust::log::Signed;
 use crate::trust::root::TrustedRoot;
 
@@ -68,6 +73,21 @@ pub(super) struct Attached<'a> {
     pub(super) timestamps: &'a [Rfc3161Timestamp],
 }
 
+impl<'a> Attached<'a> {
+    /// What stands in a bundle.
+    pub(super) fn to(bundle: &'a Bundle) -> Self {
+        let material = &bundle.verification_material;
+        Self { entries: &material.tlog_entries, timestamps: &material.timestamp_verification_data.rfc3161_timestamps }
+    }
+
+    fn are_few(&self) -> Result<(), String> {
+        match self.entries.len().max(self.timestamps.len()) {
+            0..=ATTACHED => Ok(()),
+            _ => Err(format!("it has more than {ATTACHED} log entries or timestamps")),
+        }
+    }
+}
+
 impl Proof {
     /// Proves that the key made the signature. `Ok(None)` says that it did not.
     pub(super) fn by_key(
@@ -76,22 +96,19 @@ impl Proof {
         attached: Attached<'_>,
         root: &TrustedRoot,
     ) -> Result<Option<Self>, String> {
-        match key.verifies(signed.message(), signed.signature()) {
-            Holds::Yes => {}
-            Holds::No => return Ok(None),
-            Holds::Unknown => return Err("a signature of this kind needs the content, not only its digest".into()),
+        if !has_made(key, signed)? {
+            return Ok(None);
         }
-        if attached.entries.len() > ATTACHED || attached.timestamps.len() > ATTACHED {
-            return Err(format!("it has more than {ATTACHED} log entries or timestamps"));
-        }
+        attached.are_few()?;
         let mut proof = Self {
             signer: Signer::Key { fingerprint: key.fingerprint() },
             log: None,
             timestamps: Vec::new(),
             doubts: Vec::new(),
         };
+        let by = Maker { key, certificate: None };
         for entry in attached.entries {
-            match log::prove(entry, signed, key, root) {
+            match log::prove(entry, signed, by, root) {
                 Ok(entry) if proof.log.is_none() => proof.log = Some(entry),
                 Ok(_) => {}
                 Err(doubt) => proof.doubts.push(doubt),
@@ -100,17 +117,10 @@ impl Proof {
         if has_twice(attached.entries) {
             proof.doubts.push(Doubt::Wrong("a log entry stands twice".into()));
         }
-        let signature = SignatureBytes::new(signed.signature().to_vec());
         for stamp in attached.timestamps {
-            let authorities = root.parts().tsa_authorities();
-            let mut times = authorities.iter().filter_map(|authority| {
-                verify_timestamp_for_authority(&stamp.signed_timestamp, &signature, authority).ok()
-            });
-            match times.next() {
-                Some(time) => proof.timestamps.push(time),
-                None => {
-                    proof.doubts.push(Doubt::Wrong(format!("no authority of {} made the timestamp", root.origin())))
-                }
+            match stamped(stamp, signed, root) {
+                Ok(time) => proof.timestamps.push(time),
+                Err(why) => proof.doubts.push(Doubt::Wrong(why)),
             }
         }
         // What was logged and then turns out not to be is worth less than what never was.
@@ -120,34 +130,48 @@ impl Proof {
         Ok(Some(proof))
     }
 
-    /// Proves that the holder of the bundle's certificate made the signature in it over that artifact.
-    pub(super) fn by_certificate(bundle: &Bundle, artifact: Artifact<'_>, root: &TrustedRoot) -> Result<Self, String> {
-        let material = &bundle.verification_material;
-        let stamps = &material.timestamp_verification_data.rfc3161_timestamps;
-        if material.tlog_entries.len() > ATTACHED || stamps.len() > ATTACHED {
-            return Err(format!("it has more than {ATTACHED} log entries or timestamps"));
-        }
-        if has_twice(&material.tlog_entries) {
+    /// Proves that the holder of the bundle's certificate made the signature in it, which is about that artifact.
+    pub(super) fn by_certificate(
+        bundle: &Bundle,
+        signed: Signed<'_>,
+        artifact: Artifact<'_>,
+        root: &TrustedRoot,
+    ) -> Result<Self, String> {
+        let attached = Attached::to(bundle);
+        attached.are_few()?;
+        if has_twice(attached.entries) {
             return Err("a log entry stands twice".into());
         }
-        let policy = VerificationPolicy::any_identity();
-        let held = root.verifier().verify(artifact, bundle, &policy).map_err(|error| chain(&error))?;
-        if !(held.certificate_verified() && held.sct_verified() && held.tlog_verified()) {
-            return Err("not everything about the certificate was checked".into());
+        validate_bundle(bundle).map_err(|error| chain(&error))?;
+        let certificates = Chain::of(bundle).ok_or("the bundle has no certificate")?;
+        let key = certificates.key()?;
+        if !has_made(&key, signed)? {
+            return Err("the holder of the certificate did not make the signature".into());
         }
-        let certificate = bundle.signing_certificate().ok_or("the bundle has no certificate")?;
-        let certificate = Certificate::read(certificate)?;
-        let timestamps = held.verified_timestamps().to_vec();
-        for entry in &material.tlog_entries {
+        let by = Maker { key: &key, certificate: Some(certificates.leaf) };
+        let mut logged = Vec::new();
+        for entry in attached.entries {
+            logged.push(log::prove(entry, signed, by, root).map_err(|doubt| doubt.why().to_owned())?);
+        }
+        let mut timestamps = Vec::new();
+        for stamp in attached.timestamps {
+            timestamps.push(stamped(stamp, signed, root)?);
+        }
+        timestamps.extend(logged.iter().filter_map(|entry| entry.time));
+        certificates.prove(&timestamps, root)?;
+        for entry in attached.entries {
             logged_in_time(entry, &timestamps, root)?;
         }
-        let log = material.tlog_entries.first().map(|entry| LogEntry {
-            log_id: hex::encode(entry.log_id.key_id.as_bytes()),
-            index: entry.log_index.get(),
-            time: held.integrated_time(),
-        });
-        let log = log.ok_or("there is no log entry")?;
-        Ok(Self { signer: Signer::Certificate(certificate), log: Some(log), timestamps, doubts: Vec::new() })
+        if key.kind() == KeyKind::P256 {
+            let policy = VerificationPolicy::any_identity();
+            let held = root.verifier().verify(artifact, bundle, &policy).map_err(|error| chain(&error))?;
+            if !(held.certificate_verified() && held.sct_verified() && held.tlog_verified()) {
+                return Err("not everything about the certificate was checked".into());
+            }
+        }
+        let signer = Signer::Certificate(Certificate::read(certificates.leaf)?);
+        let log = Some(logged.into_iter().next().ok_or("there is no log entry")?);
+        Ok(Self { signer, log, timestamps, doubts: Vec::new() })
     }
 
     pub(super) fn signer(&self) -> &Signer {
@@ -167,6 +191,25 @@ impl Proof {
     pub(super) fn doubts(&self) -> &[Doubt] {
         &self.doubts
     }
+}
+
+/// Whether the signature is by this key.
+fn has_made(key: &PublicKey, signed: Signed<'_>) -> Result<bool, String> {
+    match key.verifies(signed.message(), signed.signature()) {
+        Holds::Yes => Ok(true),
+        Holds::No => Ok(false),
+        Holds::Unknown => Err("a signature of this kind needs the content, not only its digest".into()),
+    }
+}
+
+/// When an authority saw the signature.
+fn stamped(stamp: &Rfc3161Timestamp, signed: Signed<'_>, root: &TrustedRoot) -> Result<Timestamp, String> {
+    let signature = SignatureBytes::new(signed.signature().to_vec());
+    let authorities = root.parts().tsa_authorities();
+    let mut times = authorities
+        .iter()
+        .filter_map(|authority| verify_timestamp_for_authority(&stamp.signed_timestamp, &signature, authority).ok());
+    times.next().ok_or_else(|| format!("no authority of {} made the timestamp", root.origin()))
 }
 
 /// Whether two entries are one: whoever counts entries must not count it twice.

@@ -98,7 +98,7 @@ fn kit(name: &str) -> Packed {
 }
 
 /// A layout of a kit with signatures in the form of tags beside it.
-fn tagged_layout(kitfs: &Kitfs, name: &str, kit: &Packed, layers: &[(Value, Vec<u8>)]) -> String {
+pub fn tagged_layout(kitfs: &Kitfs, name: &str, kit: &Packed, layers: &[(Value, Vec<u8>)]) -> String {
     let layout = Layout::of(kitfs.path(name), kit);
     let layers: Vec<_> = layers
         .iter()

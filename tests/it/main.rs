@@ -13,6 +13,7 @@ mod tidy;
 
 mod audit;
 mod bad_usage;
+mod certificates;
 mod crashes;
 mod damage;
 mod demo;

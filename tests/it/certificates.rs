@@ -1,0 +1,293 @@
+//! Certificates for every kind of key, from a Sigstore of the tests' own: what holds, and each way in which it may not.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kitfs::digest::Digest;
+use kitfs::trust::{Limits, Material, Message, TrustedRoot, examine, examine_artifact};
+use serde_json::{Value, json};
+
+use crate::forgeries::tagged_layout;
+use crate::support::der::{extension, tlv};
+use crate::support::host;
+use crate::support::kit::{Base, Kit, file};
+use crate::support::kitfs::Kitfs;
+use crate::support::sigstore::{Certified, Hash, KeyKind, Log, NOW, Pair, Seen, Signer, Sigstore, base64};
+
+const CONTENT: &[u8] = b"what somebody signs";
+const PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
+
+fn statement(about: &Digest) -> String {
+    json!({
+        "_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": {"sha256": about.hex()}}],
+        "predicateType": PREDICATE, "predicate": {},
+    })
+    .to_string()
+}
+
+fn read(root: &Value) -> TrustedRoot {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), root.to_string()).unwrap();
+    TrustedRoot::from_file(file.path()).unwrap()
+}
+
+/// Whether a bundle is the signature of a file, and whose.
+fn of_file(bundle: &Value, content: &[u8], root: &TrustedRoot) -> Result<String, String> {
+    let material = Material::of_bundle(bundle.to_string(), "here");
+    let findings = examine_artifact(&material, &Message::of(content), &[], root, &Limits::default());
+    findings.endorsements.first().map(|it| it.signer().name()).ok_or_else(|| findings.rejected[0].reason.clone())
+}
+
+/// Whether a bundle is the signature of a kit, and whose.
+fn of_kit(bundle: &Value, kit: &Digest, root: &TrustedRoot) -> Result<String, String> {
+    let material = Material::of_bundle(bundle.to_string(), "here");
+    let findings = examine(&material, kit, &[], root, &Limits::default());
+    findings.endorsements.first().map(|it| it.signer().name()).ok_or_else(|| findings.rejected[0].reason.clone())
+}
+
+/// Whether a bundle holds, whatever it is about.
+fn holds(bundle: &Value, root: &TrustedRoot) -> Result<String, String> {
+    if bundle["messageSignature"].is_object() { of_file(bundle, CONTENT, root) } else { of_kit(bundle, &kit(), root) }
+}
+
+/// The digest that statements here are about.
+fn kit() -> Digest {
+    Digest::of(CONTENT)
+}
+
+fn certified() -> String {
+    format!("{} ({})", Certified::IDENTITY, Certified::ISSUER)
+}
+
+#[test]
+fn every_kind_of_key_can_be_certified() {
+    let sigstore = Sigstore::new();
+    let root = read(&sigstore.root());
+    for kind in KeyKind::ALL {
+        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
+        for log in [Log::V1, Log::V2] {
+            let file = sigstore.sign_file(&signer, CONTENT, log);
+            assert_eq!(of_file(&file, CONTENT, &root), Ok(certified()), "{kind:?} {log:?}");
+            assert!(of_file(&file, b"another", &root).is_err());
+            let signed = sigstore.sign_statement(&signer, &statement(&kit()), log);
+            assert_eq!(of_kit(&signed, &kit(), &root), Ok(certified()), "{kind:?} {log:?}");
+            assert!(of_kit(&signed, &Digest::of(b"another"), &root).is_err());
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_key_can_sign_in_a_tag() {
+    let (kitfs, sigstore) = (Kitfs::new(), Sigstore::new());
+    let root = sigstore.root_file(kitfs.path("root.json"));
+    let identity = ["--certificate-identity", Certified::IDENTITY, "--certificate-oidc-issuer", Certified::ISSUER];
+    let packed = Kit::named("k").with(Base::Model, "m", [file("m/weights.bin", *b"weights")]).pack();
+    let payload = json!({
+        "critical": {"identity": {"docker-reference": ""}, "image": {"docker-manifest-digest": packed.digest()},
+                     "type": "cosign container image signature"},
+        "optional": null,
+    });
+    let payload = payload.to_string().into_bytes();
+    let other = String::from_utf8(payload.clone()).unwrap().replace("null", "{}").into_bytes();
+    for kind in KeyKind::ALL {
+        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
+        let annotations = sigstore.sign_payload(&signer, &payload);
+        let mut of_other = sigstore.sign_payload(&signer, &other);
+        of_other["dev.cosignproject.cosign/signature"] = annotations["dev.cosignproject.cosign/signature"].clone();
+        let changes = [
+            ("good", &annotations, &payload, 0),
+            ("payload", &annotations, &other, 6),
+            ("entry", &of_other, &payload, 6),
+        ];
+        for (change, annotations, payload, exit) in changes {
+            let media_type = "application/vnd.dev.cosign.simplesigning.v1+json";
+            let layer = json!({"mediaType": media_type, "annotations": annotations});
+            let reference = tagged_layout(&kitfs, &format!("{kind:?}-{change}"), &packed, &[(layer, payload.clone())]);
+            let words = ["ls", &reference, "--trusted-root", root.to_str().unwrap()];
+            kitfs.run(&[&words[..], &identity].concat()).expect(exit);
+        }
+    }
+}
+
+/// What cosign says of a bundle, offline.
+fn cosign_accepts(kitfs: &Kitfs, cosign: &Path, root: &Path, bundle: &Value) -> bool {
+    let (file, path) = (kitfs.path("content"), kitfs.path("bundle.json"));
+    std::fs::write(&file, CONTENT).unwrap();
+    std::fs::write(&path, bundle.to_string()).unwrap();
+    let mut command = kitfs.other(cosign);
+    if bundle["messageSignature"].is_object() {
+        command.arg("verify-blob");
+    } else {
+        command.args(["verify-blob-attestation", "--type", PREDICATE]);
+    }
+    if bundle["verificationMaterial"]["timestampVerificationData"].is_object() {
+        command.arg("--use-signed-timestamps");
+    }
+    command.arg("--bundle").arg(path).arg("--trusted-root").arg(root).arg(file);
+    command.args(["--certificate-identity", Certified::IDENTITY, "--certificate-oidc-issuer", Certified::ISSUER]);
+    command.output().unwrap().status.success()
+}
+
+/// What is made here is what the real tools understand.
+#[test]
+fn cosign_accepts_every_kind_of_key_too() {
+    let Some(cosign) = host::find("cosign") else {
+        return host::note("cosign is not installed; scripts/test installs it where Go is");
+    };
+    let (kitfs, sigstore) = (Kitfs::new(), Sigstore::new());
+    let root = sigstore.root_file(kitfs.path("root.json"));
+    for kind in KeyKind::ALL {
+        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
+        for log in [Log::V1, Log::V2] {
+            let file = sigstore.sign_file(&signer, CONTENT, log);
+            assert!(cosign_accepts(&kitfs, &cosign, &root, &file), "{kind:?} {log:?}");
+            let statement = sigstore.sign_statement(&signer, &statement(&kit()), log);
+            assert!(cosign_accepts(&kitfs, &cosign, &root, &statement), "{kind:?} {log:?}");
+        }
+    }
+}
+
+const ENTRY: &str = "/verificationMaterial/tlogEntries/0";
+const STAMPS: &str = "/verificationMaterial/timestampVerificationData";
+
+fn with(bundle: &Value, place: &str, value: impl Into<Value>) -> Value {
+    let mut changed = bundle.clone();
+    *changed.pointer_mut(place).unwrap_or_else(|| panic!("{place} is not there")) = value.into();
+    changed
+}
+
+/// Without what is at that place.
+fn without(bundle: &Value, place: &str) -> Value {
+    let (parent, name) = place.rsplit_once('/').unwrap();
+    let mut changed = bundle.clone();
+    changed.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(name).unwrap();
+    changed
+}
+
+fn signature(bundle: &Value) -> Vec<u8> {
+    let envelope = &bundle["dsseEnvelope"]["signatures"][0]["sig"];
+    STANDARD.decode(bundle["messageSignature"]["signature"].as_str().or(envelope.as_str()).unwrap()).unwrap()
+}
+
+/// What a log and an authority of one's own can be made to say, and is not so.
+fn forged(sigstore: &Sigstore, signer: &Signer, log: Log) -> Vec<(&'static str, Value)> {
+    let other = Sigstore::new();
+    let good = sigstore.sign_file(signer, CONTENT, log);
+    let signed = signature(&good);
+    let (right, _) = signer.pair.kind.registered();
+    let wrong = if right == Hash::Sha256 { Hash::Sha512 } else { Hash::Sha256 };
+    let record = |hash, content: &[u8], signature: &[u8]| signer.record(log, hash, content, signature);
+    let entry = |body: &Value| with(&good, ENTRY, sigstore.logged(log, body, NOW));
+    let mut mixed = record(wrong, CONTENT, &signed);
+    let (v1, v2) = ("/spec/data/hash/algorithm", "/spec/hashedRekordV002/data/algorithm");
+    let named = record(right, CONTENT, &signed);
+    for place in [v1, v2] {
+        if let Some(name) = mixed.pointer_mut(place) {
+            *name = named.pointer(place).unwrap().clone();
+        }
+    }
+    let renamed =
+        sigstore.certify(&signer.pair, &Certified { more: vec![Vec::new()], from: NOW - 61, ..Certified::new() });
+    let again = signer.pair.sign_file(b"another");
+    let own = record(right, CONTENT, &signed);
+    let envelope = signer.envelope("{}", &signed);
+    let mut forged = vec![
+        ("the digest by another hash", entry(&record(wrong, CONTENT, &signed))),
+        ("the digest by another hash, under the name of the right one", entry(&mixed)),
+        ("the digest of something else", entry(&record(right, b"another", &signed))),
+        ("another signature", entry(&record(right, CONTENT, &again))),
+        ("another certificate for the same key", entry(&renamed.record(log, right, CONTENT, &signed))),
+        ("an entry about an envelope", entry(&envelope)),
+        ("another log", with(&good, ENTRY, other.logged(log, &own, NOW))),
+        ("no entry", with(&good, "/verificationMaterial/tlogEntries", json!([]))),
+        (
+            "an entry twice",
+            with(&good, "/verificationMaterial/tlogEntries", json!([good.pointer(ENTRY), good.pointer(ENTRY)])),
+        ),
+        ("the signature of something else", with(&good, "/messageSignature/signature", base64(&again))),
+        ("a certificate of another authority", {
+            let foreign = other.certify(&signer.pair, &Certified::new());
+            sigstore.sign_file(&foreign, CONTENT, log)
+        }),
+    ];
+    forged.extend(match log {
+        Log::V1 => vec![
+            ("logged before the certificate", with(&good, ENTRY, sigstore.logged(log, &own, NOW - 61))),
+            ("logged after the certificate", with(&good, ENTRY, sigstore.logged(log, &own, NOW + 541))),
+            ("another time than promised", with(&good, &format!("{ENTRY}/integratedTime"), (NOW + 1).to_string())),
+            ("no promise and so no time", without(&good, &format!("{ENTRY}/inclusionPromise"))),
+            ("no proof", without(&good, &format!("{ENTRY}/inclusionProof"))),
+            ("a proof in a larger tree", with(&good, &format!("{ENTRY}/inclusionProof/treeSize"), "3")),
+            ("a proof at another place", with(&good, &format!("{ENTRY}/inclusionProof/logIndex"), "0")),
+        ],
+        Log::V2 => vec![
+            ("no timestamp", without(&good, STAMPS)),
+            ("a timestamp of something else", with(&good, STAMPS, sigstore.stamped(&again, NOW))),
+            ("stamped before the certificate", with(&good, STAMPS, sigstore.stamped(&signed, NOW - 61))),
+            ("stamped after the certificate", with(&good, STAMPS, sigstore.stamped(&signed, NOW + 541))),
+            ("stamped by another authority", with(&good, STAMPS, other.stamped(&signed, NOW))),
+            ("at another place", with(&good, &format!("{ENTRY}/logIndex"), "0")),
+            ("no proof", without(&good, &format!("{ENTRY}/inclusionProof"))),
+        ],
+    });
+    let certify = |certified: Certified| sigstore.sign_file(&sigstore.certify(&signer.pair, &certified), CONTENT, log);
+    let new = Certified::new;
+    let twice = [new().name, new().name].concat();
+    let unknown = vec![extension("1.2.3.4", true, "x")];
+    forged.extend([
+        ("not seen", certify(Certified { seen: Seen::No, ..new() })),
+        ("seen twice", certify(Certified { seen: Seen::Twice, ..new() })),
+        ("seen by another log", certify(Certified { seen: Seen::ByAnother, ..new() })),
+        ("another one seen", certify(Certified { seen: Seen::OfAnother, ..new() })),
+        ("for servers", certify(Certified { usage: "1.3.6.1.5.5.7.3.1", ..new() })),
+        ("not valid yet", certify(Certified { from: NOW + 1, ..new() })),
+        ("not valid any more", certify(Certified { until: NOW - 1, ..new() })),
+        ("for two people", certify(Certified { name: twice, ..new() })),
+        ("for nobody", certify(Certified { name: Vec::new(), ..new() })),
+        ("for a server's name", certify(Certified { name: tlv(0x82, "acme.example"), ..new() })),
+        ("with something critical that nobody knows", certify(Certified { more: unknown, ..new() })),
+    ]);
+    forged
+}
+
+/// Before each kind of key had its hash, all signed with SHA-256.
+#[test]
+fn a_longer_key_may_sign_with_a_shorter_hash() {
+    let sigstore = Sigstore::new();
+    let root = read(&sigstore.root());
+    let signer = sigstore.certify(&Pair::new(KeyKind::P521), &Certified::new());
+    for log in [Log::V1, Log::V2] {
+        let signed = signer.pair.sign_short(CONTENT);
+        let mut bundle = sigstore.sign_file(&signer, CONTENT, log);
+        bundle["messageSignature"]["signature"] = base64(&signed).into();
+        if log == Log::V2 {
+            bundle = with(&bundle, STAMPS, sigstore.stamped(&signed, NOW));
+        }
+        for (hash, is_right) in [(Hash::Sha256, true), (Hash::Sha512, false)] {
+            let entry = sigstore.logged(log, &signer.record(log, hash, CONTENT, &signed), NOW);
+            let held = holds(&with(&bundle, ENTRY, entry), &root);
+            assert_eq!(held.is_ok(), is_right, "{log:?} {hash:?}: {held:?}");
+        }
+    }
+}
+
+#[test]
+fn what_others_certified_or_logged_does_not_count() {
+    let sigstore = Sigstore::new();
+    let root = read(&sigstore.root());
+    let mut wrong = Vec::new();
+    for kind in KeyKind::ALL {
+        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
+        for log in [Log::V1, Log::V2] {
+            assert_eq!(holds(&sigstore.sign_file(&signer, CONTENT, log), &root), Ok(certified()));
+            for (what, bundle) in forged(&sigstore, &signer, log) {
+                match holds(&bundle, &root) {
+                    Ok(_) => wrong.push(format!("{kind:?} {log:?} {what}")),
+                    Err(why) => assert!(!why.is_empty()),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
