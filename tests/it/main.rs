@@ -13,7 +13,6 @@ mod tidy;
 
 mod audit;
 mod bad_usage;
-mod certificates;
 mod crashes;
 mod damage;
 mod demo;
@@ -39,6 +38,7 @@ mod readers;
 mod reference_model;
 mod sample;
 mod signed;
+mod sigstore;
 mod source;
 mod tampering;
 mod trust;

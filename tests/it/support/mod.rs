@@ -3,6 +3,7 @@
 pub mod der;
 pub mod faults;
 pub mod host;
+pub mod keys;
 pub mod kit;
 pub mod kitfs;
 pub mod mount;

@@ -1,19 +1,21 @@
-//! Certificates for every kind of key, from a Sigstore of the tests' own: what holds, and each way in which it may not.
+//! Every kind of key with a Sigstore of the tests' own, certified and logged: what holds, and each way in which it may
+//! not.
 
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kitfs::digest::Digest;
-use kitfs::trust::{Limits, Material, Message, TrustedRoot, examine, examine_artifact};
+use kitfs::trust::{Findings, Limits, Material, Message, PublicKey, TrustedRoot, examine, examine_artifact};
 use serde_json::{Value, json};
 
 use crate::forgeries::tagged_layout;
 use crate::support::der::{extension, tlv};
 use crate::support::host;
+use crate::support::keys::{Hash, KeyKind, Pair};
 use crate::support::kit::{Base, Kit, file};
 use crate::support::kitfs::Kitfs;
-use crate::support::sigstore::{Certified, Hash, KeyKind, Log, NOW, Pair, Seen, Signer, Sigstore, base64};
+use crate::support::sigstore::{Certified, Log, NOW, Seen, Signer, Sigstore, base64, pem};
 
 const CONTENT: &[u8] = b"what somebody signs";
 const PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
@@ -32,23 +34,33 @@ fn read(root: &Value) -> TrustedRoot {
     TrustedRoot::from_file(file.path()).unwrap()
 }
 
-/// Whether a bundle is the signature of a file, and whose.
-fn of_file(bundle: &Value, content: &[u8], root: &TrustedRoot) -> Result<String, String> {
+/// Whether a bundle is the signature of a file.
+fn of_file(bundle: &Value, content: &[u8], keys: &[PublicKey], root: &TrustedRoot) -> Findings {
     let material = Material::of_bundle(bundle.to_string(), "here");
-    let findings = examine_artifact(&material, &Message::of(content), &[], root, &Limits::default());
-    findings.endorsements.first().map(|it| it.signer().name()).ok_or_else(|| findings.rejected[0].reason.clone())
+    examine_artifact(&material, &Message::of(content), keys, root, &Limits::default())
 }
 
-/// Whether a bundle is the signature of a kit, and whose.
-fn of_kit(bundle: &Value, kit: &Digest, root: &TrustedRoot) -> Result<String, String> {
+/// Whether a bundle is the signature of a kit.
+fn of_kit(bundle: &Value, kit: &Digest, keys: &[PublicKey], root: &TrustedRoot) -> Findings {
     let material = Material::of_bundle(bundle.to_string(), "here");
-    let findings = examine(&material, kit, &[], root, &Limits::default());
-    findings.endorsements.first().map(|it| it.signer().name()).ok_or_else(|| findings.rejected[0].reason.clone())
+    examine(&material, kit, keys, root, &Limits::default())
 }
 
-/// Whether a bundle holds, whatever it is about.
+/// Whose signature a bundle is, whatever it is about.
 fn holds(bundle: &Value, root: &TrustedRoot) -> Result<String, String> {
-    if bundle["messageSignature"].is_object() { of_file(bundle, CONTENT, root) } else { of_kit(bundle, &kit(), root) }
+    signer(&found(bundle, &[], root))
+}
+
+fn found(bundle: &Value, keys: &[PublicKey], root: &TrustedRoot) -> Findings {
+    match bundle["messageSignature"].is_object() {
+        true => of_file(bundle, CONTENT, keys, root),
+        false => of_kit(bundle, &kit(), keys, root),
+    }
+}
+
+fn signer(findings: &Findings) -> Result<String, String> {
+    let first = findings.endorsements.first();
+    first.map(|it| it.signer().name()).ok_or_else(|| findings.rejected[0].reason.clone())
 }
 
 /// The digest that statements here are about.
@@ -65,14 +77,14 @@ fn every_kind_of_key_can_be_certified() {
     let sigstore = Sigstore::new();
     let root = read(&sigstore.root());
     for kind in KeyKind::ALL {
-        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
+        let maker = sigstore.certify(&Pair::new(kind), &Certified::new());
         for log in [Log::V1, Log::V2] {
-            let file = sigstore.sign_file(&signer, CONTENT, log);
-            assert_eq!(of_file(&file, CONTENT, &root), Ok(certified()), "{kind:?} {log:?}");
-            assert!(of_file(&file, b"another", &root).is_err());
-            let signed = sigstore.sign_statement(&signer, &statement(&kit()), log);
-            assert_eq!(of_kit(&signed, &kit(), &root), Ok(certified()), "{kind:?} {log:?}");
-            assert!(of_kit(&signed, &Digest::of(b"another"), &root).is_err());
+            let file = sigstore.sign_file(&maker, CONTENT, log);
+            assert_eq!(holds(&file, &root), Ok(certified()), "{kind:?} {log:?}");
+            assert!(signer(&of_file(&file, b"another", &[], &root)).is_err());
+            let signed = sigstore.sign_statement(&maker, &statement(&kit()), log);
+            assert_eq!(holds(&signed, &root), Ok(certified()), "{kind:?} {log:?}");
+            assert!(signer(&of_kit(&signed, &Digest::of(b"another"), &[], &root)).is_err());
         }
     }
 }
@@ -91,27 +103,72 @@ fn every_kind_of_key_can_sign_in_a_tag() {
     let payload = payload.to_string().into_bytes();
     let other = String::from_utf8(payload.clone()).unwrap().replace("null", "{}").into_bytes();
     for kind in KeyKind::ALL {
-        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
-        let annotations = sigstore.sign_payload(&signer, &payload);
-        let mut of_other = sigstore.sign_payload(&signer, &other);
-        of_other["dev.cosignproject.cosign/signature"] = annotations["dev.cosignproject.cosign/signature"].clone();
-        let changes = [
-            ("good", &annotations, &payload, 0),
-            ("payload", &annotations, &other, 6),
-            ("entry", &of_other, &payload, 6),
-        ];
-        for (change, annotations, payload, exit) in changes {
-            let media_type = "application/vnd.dev.cosign.simplesigning.v1+json";
-            let layer = json!({"mediaType": media_type, "annotations": annotations});
-            let reference = tagged_layout(&kitfs, &format!("{kind:?}-{change}"), &packed, &[(layer, payload.clone())]);
-            let words = ["ls", &reference, "--trusted-root", root.to_str().unwrap()];
-            kitfs.run(&[&words[..], &identity].concat()).expect(exit);
+        let pair = Pair::new(kind);
+        let (key, policy) = (kitfs.path("key.pub"), kitfs.path("policy.toml"));
+        std::fs::write(&key, pem("PUBLIC KEY", &pair.spki)).unwrap();
+        let rule = "version = 1\ndefault = \"deny\"\n[[rule]]\nmatch = \"oci:**\"\ntrusted_root = \"root.json\"\n\
+                    [[rule.signature]]\nlog = true\nany = [{ key = \"key.pub\" }]\n";
+        std::fs::write(&policy, rule).unwrap();
+        let certified = sigstore.certify(&pair, &Certified::new());
+        let uncertified = Signer { certificate: None, ..certified.clone() };
+        let by_identity = [&identity[..], &["--trusted-root", root.to_str().unwrap()]].concat();
+        let by_key = ["--policy", policy.to_str().unwrap()];
+        for (how, maker, options) in [("certificate", certified, &by_identity[..]), ("key", uncertified, &by_key)] {
+            let annotations = sigstore.sign_payload(&maker, &payload);
+            let mut of_other = sigstore.sign_payload(&maker, &other);
+            of_other[SIGNATURE] = annotations[SIGNATURE].clone();
+            for (change, annotations, payload, exit) in [
+                ("good", &annotations, &payload, 0),
+                ("payload", &annotations, &other, 6),
+                ("entry", &of_other, &payload, 6),
+            ] {
+                let media_type = "application/vnd.dev.cosign.simplesigning.v1+json";
+                let layer = json!({"mediaType": media_type, "annotations": annotations});
+                let place = format!("{kind:?}-{how}-{change}");
+                let reference = tagged_layout(&kitfs, &place, &packed, &[(layer, payload.clone())]);
+                kitfs.run(&[&["ls", &reference], options].concat()).expect(exit);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_key_can_be_logged() {
+    let sigstore = Sigstore::new();
+    let root = read(&sigstore.root());
+    for kind in KeyKind::ALL {
+        let maker = Signer::uncertified(kind);
+        let keys = [PublicKey::from_der(&maker.pair.spki).unwrap()];
+        let logged = |bundle: &Value| {
+            let findings = found(bundle, &keys, &root);
+            let [endorsement] = &findings.endorsements[..] else { panic!("{kind:?}: {:?}", findings.rejected) };
+            endorsement.log().map(drop).ok_or_else(|| endorsement.doubts().collect::<Vec<_>>().join("; "))
+        };
+        let (right, _) = kind.registered();
+        let wrong = if right == Hash::Sha256 { Hash::Sha512 } else { Hash::Sha256 };
+        for log in [Log::V1, Log::V2] {
+            let file = sigstore.sign_file(&maker, CONTENT, log);
+            assert_eq!(logged(&file), Ok(()), "{kind:?} {log:?}");
+            assert_eq!(logged(&sigstore.sign_statement(&maker, &statement(&kit()), log)), Ok(()), "{kind:?} {log:?}");
+            let signed = signature(&file);
+            let entry = |body: &Value| with(&file, ENTRY, sigstore.logged(log, body, NOW));
+            let certified = sigstore.certify(&maker.pair, &Certified::new());
+            for (what, bundle) in [
+                ("the digest by another hash", entry(&maker.record(log, wrong, CONTENT, &signed))),
+                ("the digest of something else", entry(&maker.record(log, right, b"another", &signed))),
+                ("another signature", entry(&maker.record(log, right, CONTENT, &maker.pair.sign_file(b"another")))),
+                ("a certificate", entry(&certified.record(log, right, CONTENT, &signed))),
+                ("another key", entry(&Signer::uncertified(kind).record(log, right, CONTENT, &signed))),
+                ("an envelope", entry(&maker.envelope("{}", &signed))),
+            ] {
+                assert!(logged(&bundle).is_err(), "{kind:?} {log:?} {what}");
+            }
         }
     }
 }
 
 /// What cosign says of a bundle, offline.
-fn cosign_accepts(kitfs: &Kitfs, cosign: &Path, root: &Path, bundle: &Value) -> bool {
+fn cosign_accepts(kitfs: &Kitfs, cosign: &Path, bundle: &Value, options: &[&str]) -> bool {
     let (file, path) = (kitfs.path("content"), kitfs.path("bundle.json"));
     std::fs::write(&file, CONTENT).unwrap();
     std::fs::write(&path, bundle.to_string()).unwrap();
@@ -124,30 +181,38 @@ fn cosign_accepts(kitfs: &Kitfs, cosign: &Path, root: &Path, bundle: &Value) -> 
     if bundle["verificationMaterial"]["timestampVerificationData"].is_object() {
         command.arg("--use-signed-timestamps");
     }
-    command.arg("--bundle").arg(path).arg("--trusted-root").arg(root).arg(file);
-    command.args(["--certificate-identity", Certified::IDENTITY, "--certificate-oidc-issuer", Certified::ISSUER]);
-    command.output().unwrap().status.success()
+    command.args(["--trusted-root", "root.json", "--bundle"]).arg(path).args(options).arg(file);
+    command.current_dir(kitfs.path("")).output().unwrap().status.success()
 }
 
-/// What is made here is what the real tools understand.
+/// What is made here is what the real tool understands.
 #[test]
 fn cosign_accepts_every_kind_of_key_too() {
     let Some(cosign) = host::find("cosign") else {
         return host::note("cosign is not installed; scripts/test installs it where Go is");
     };
     let (kitfs, sigstore) = (Kitfs::new(), Sigstore::new());
-    let root = sigstore.root_file(kitfs.path("root.json"));
+    sigstore.root_file(kitfs.path("root.json"));
+    let identity = ["--certificate-identity", Certified::IDENTITY, "--certificate-oidc-issuer", Certified::ISSUER];
     for kind in KeyKind::ALL {
-        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
-        for log in [Log::V1, Log::V2] {
-            let file = sigstore.sign_file(&signer, CONTENT, log);
-            assert!(cosign_accepts(&kitfs, &cosign, &root, &file), "{kind:?} {log:?}");
-            let statement = sigstore.sign_statement(&signer, &statement(&kit()), log);
-            assert!(cosign_accepts(&kitfs, &cosign, &root, &statement), "{kind:?} {log:?}");
+        let certified = sigstore.certify(&Pair::new(kind), &Certified::new());
+        let uncertified = Signer { certificate: None, ..certified.clone() };
+        std::fs::write(kitfs.path("key.pub"), pem("PUBLIC KEY", &certified.pair.spki)).unwrap();
+        // Of a key alone cosign takes SHA-256 for granted, where it verifies files.
+        let takes_key = kind.registered().0 == Hash::Sha256;
+        let makers = [(certified, &identity[..]), (uncertified, &["--key", "key.pub"])];
+        for (maker, options) in makers.into_iter().take(1 + usize::from(takes_key)) {
+            for log in [Log::V1, Log::V2] {
+                let file = sigstore.sign_file(&maker, CONTENT, log);
+                assert!(cosign_accepts(&kitfs, &cosign, &file, options), "{kind:?} {log:?} {options:?}");
+                let statement = sigstore.sign_statement(&maker, &statement(&kit()), log);
+                assert!(cosign_accepts(&kitfs, &cosign, &statement, options), "{kind:?} {log:?} {options:?}");
+            }
         }
     }
 }
 
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 const ENTRY: &str = "/verificationMaterial/tlogEntries/0";
 const STAMPS: &str = "/verificationMaterial/timestampVerificationData";
 
@@ -171,13 +236,13 @@ fn signature(bundle: &Value) -> Vec<u8> {
 }
 
 /// What a log and an authority of one's own can be made to say, and is not so.
-fn forged(sigstore: &Sigstore, signer: &Signer, log: Log) -> Vec<(&'static str, Value)> {
+fn forged(sigstore: &Sigstore, maker: &Signer, log: Log) -> Vec<(&'static str, Value)> {
     let other = Sigstore::new();
-    let good = sigstore.sign_file(signer, CONTENT, log);
+    let good = sigstore.sign_file(maker, CONTENT, log);
     let signed = signature(&good);
-    let (right, _) = signer.pair.kind.registered();
+    let (right, _) = maker.pair.kind.registered();
     let wrong = if right == Hash::Sha256 { Hash::Sha512 } else { Hash::Sha256 };
-    let record = |hash, content: &[u8], signature: &[u8]| signer.record(log, hash, content, signature);
+    let record = |hash, content: &[u8], signature: &[u8]| maker.record(log, hash, content, signature);
     let entry = |body: &Value| with(&good, ENTRY, sigstore.logged(log, body, NOW));
     let mut mixed = record(wrong, CONTENT, &signed);
     let (v1, v2) = ("/spec/data/hash/algorithm", "/spec/hashedRekordV002/data/algorithm");
@@ -188,10 +253,10 @@ fn forged(sigstore: &Sigstore, signer: &Signer, log: Log) -> Vec<(&'static str, 
         }
     }
     let renamed =
-        sigstore.certify(&signer.pair, &Certified { more: vec![Vec::new()], from: NOW - 61, ..Certified::new() });
-    let again = signer.pair.sign_file(b"another");
+        sigstore.certify(&maker.pair, &Certified { more: vec![Vec::new()], from: NOW - 61, ..Certified::new() });
+    let again = maker.pair.sign_file(b"another");
     let own = record(right, CONTENT, &signed);
-    let envelope = signer.envelope("{}", &signed);
+    let envelope = maker.envelope("{}", &signed);
     let mut forged = vec![
         ("the digest by another hash", entry(&record(wrong, CONTENT, &signed))),
         ("the digest by another hash, under the name of the right one", entry(&mixed)),
@@ -207,7 +272,7 @@ fn forged(sigstore: &Sigstore, signer: &Signer, log: Log) -> Vec<(&'static str, 
         ),
         ("the signature of something else", with(&good, "/messageSignature/signature", base64(&again))),
         ("a certificate of another authority", {
-            let foreign = other.certify(&signer.pair, &Certified::new());
+            let foreign = other.certify(&maker.pair, &Certified::new());
             sigstore.sign_file(&foreign, CONTENT, log)
         }),
     ];
@@ -231,7 +296,7 @@ fn forged(sigstore: &Sigstore, signer: &Signer, log: Log) -> Vec<(&'static str, 
             ("no proof", without(&good, &format!("{ENTRY}/inclusionProof"))),
         ],
     });
-    let certify = |certified: Certified| sigstore.sign_file(&sigstore.certify(&signer.pair, &certified), CONTENT, log);
+    let certify = |certified: Certified| sigstore.sign_file(&sigstore.certify(&maker.pair, &certified), CONTENT, log);
     let new = Certified::new;
     let twice = [new().name, new().name].concat();
     let unknown = vec![extension("1.2.3.4", true, "x")];
@@ -256,16 +321,16 @@ fn forged(sigstore: &Sigstore, signer: &Signer, log: Log) -> Vec<(&'static str, 
 fn a_longer_key_may_sign_with_a_shorter_hash() {
     let sigstore = Sigstore::new();
     let root = read(&sigstore.root());
-    let signer = sigstore.certify(&Pair::new(KeyKind::P521), &Certified::new());
+    let maker = sigstore.certify(&Pair::new(KeyKind::P521), &Certified::new());
     for log in [Log::V1, Log::V2] {
-        let signed = signer.pair.sign_short(CONTENT);
-        let mut bundle = sigstore.sign_file(&signer, CONTENT, log);
+        let signed = maker.pair.sign_short(CONTENT);
+        let mut bundle = sigstore.sign_file(&maker, CONTENT, log);
         bundle["messageSignature"]["signature"] = base64(&signed).into();
         if log == Log::V2 {
             bundle = with(&bundle, STAMPS, sigstore.stamped(&signed, NOW));
         }
         for (hash, is_right) in [(Hash::Sha256, true), (Hash::Sha512, false)] {
-            let entry = sigstore.logged(log, &signer.record(log, hash, CONTENT, &signed), NOW);
+            let entry = sigstore.logged(log, &maker.record(log, hash, CONTENT, &signed), NOW);
             let held = holds(&with(&bundle, ENTRY, entry), &root);
             assert_eq!(held.is_ok(), is_right, "{log:?} {hash:?}: {held:?}");
         }
@@ -278,10 +343,10 @@ fn what_others_certified_or_logged_does_not_count() {
     let root = read(&sigstore.root());
     let mut wrong = Vec::new();
     for kind in KeyKind::ALL {
-        let signer = sigstore.certify(&Pair::new(kind), &Certified::new());
+        let maker = sigstore.certify(&Pair::new(kind), &Certified::new());
         for log in [Log::V1, Log::V2] {
-            assert_eq!(holds(&sigstore.sign_file(&signer, CONTENT, log), &root), Ok(certified()));
-            for (what, bundle) in forged(&sigstore, &signer, log) {
+            assert_eq!(holds(&sigstore.sign_file(&maker, CONTENT, log), &root), Ok(certified()));
+            for (what, bundle) in forged(&sigstore, &maker, log) {
                 match holds(&bundle, &root) {
                     Ok(_) => wrong.push(format!("{kind:?} {log:?} {what}")),
                     Err(why) => assert!(!why.is_empty()),
