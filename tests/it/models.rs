@@ -10,8 +10,10 @@ use kitfs::digest::Digest;
 use serde_json::{Value, json};
 
 use crate::support::host;
+use crate::support::keys::{KeyKind, Pair};
 use crate::support::kit::{Base, Kit, Layout, file};
 use crate::support::kitfs::Kitfs;
+use crate::support::sigstore::{Certified, Log, STATEMENT, Sigstore, pre_authentication};
 
 /// Somebody who signs models.
 struct Signer(EcdsaKeyPair);
@@ -32,31 +34,34 @@ impl Signer {
 
     /// A bundle as model-signing writes it: an envelope by a key, and nothing else.
     fn sign(&self, parts: &[(&str, &[u8])], method: &str) -> Vec<u8> {
-        let hash = |bytes: &[u8]| Digest::of(bytes).hex();
-        let all: Vec<u8> = parts.iter().flat_map(|(_, bytes)| hex::decode(hash(bytes)).unwrap()).collect();
-        let resources: Vec<_> = parts
-            .iter()
-            .map(|(name, bytes)| json!({"name": name, "algorithm": "sha256", "digest": hash(bytes)}))
-            .collect();
-        let statement = json!({
-            "_type": "https://in-toto.io/Statement/v1", "predicateType": "https://model_signing/signature/v1.0",
-            "subject": [{"name": "m", "digest": {"sha256": hash(&all)}}],
-            "predicate": {"serialization": {"method": method, "hash_type": "sha256", "shard_size": 200_000,
-                                            "allow_symlinks": false}, "resources": resources},
-        });
-        let (kind, payload) = ("application/vnd.in-toto+json", statement.to_string());
-        let signed = format!("DSSEv1 {} {kind} {} {payload}", kind.len(), payload.len());
-        let signature = self.0.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).unwrap();
+        let payload = statement(parts, method);
+        let signed = pre_authentication(&payload);
+        let signature = self.0.sign(&aws_lc_rs::rand::SystemRandom::new(), &signed).unwrap();
         let bundle = json!({
             "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
             "verificationMaterial": {"publicKey": {"hint": "x"}, "tlogEntries": []},
             "dsseEnvelope": {
-                "payload": STANDARD.encode(payload), "payloadType": kind,
+                "payload": STANDARD.encode(payload), "payloadType": STATEMENT,
                 "signatures": [{"sig": STANDARD.encode(signature.as_ref()), "keyid": null}],
             },
         });
         bundle.to_string().into_bytes()
     }
+}
+
+/// What signers of models say: the hash of each file, or of each part of one.
+fn statement(parts: &[(&str, &[u8])], method: &str) -> String {
+    let hash = |bytes: &[u8]| Digest::of(bytes).hex();
+    let all: Vec<u8> = parts.iter().flat_map(|(_, bytes)| hex::decode(hash(bytes)).unwrap()).collect();
+    let resources: Vec<_> =
+        parts.iter().map(|(name, bytes)| json!({"name": name, "algorithm": "sha256", "digest": hash(bytes)})).collect();
+    let statement = json!({
+        "_type": "https://in-toto.io/Statement/v1", "predicateType": "https://model_signing/signature/v1.0",
+        "subject": [{"name": "m", "digest": {"sha256": hash(&all)}}],
+        "predicate": {"serialization": {"method": method, "hash_type": "sha256", "shard_size": 200_000,
+                                        "allow_symlinks": false}, "resources": resources},
+    });
+    statement.to_string()
 }
 
 fn weights() -> Vec<u8> {
@@ -255,5 +260,51 @@ fn signatures_of_the_real_tool_hold() {
         verify(&good, key).expect(0);
         verify(&good, other).expect(6);
         verify(&kit(&format!("{name}-changed"), &changed, &signature), key).expect(5);
+    }
+}
+
+/// As `model_signing sign sigstore` writes it: an envelope by a certificate, with an entry in a log.
+#[test]
+fn a_model_can_be_signed_by_an_identity() {
+    let (kitfs, sigstore, stranger) = (Kitfs::new(), Sigstore::new(), Sigstore::new());
+    sigstore.root_file(kitfs.path("root.json"));
+    let root = kitfs.path("root.json").to_str().unwrap().to_owned();
+    let weights = weights();
+    let mut changed = weights.clone();
+    changed[123_456] ^= 1;
+    let said = statement(&[("run.py", CODE), ("weights.bin", &weights)], "files");
+    let policy = |identity: &str| {
+        let block = format!("any = [{{ identity = \"{identity}\", issuer = \"{}\" }}]", Certified::ISSUER);
+        policy(&kitfs, &format!("{}.toml", &identity[..4]), &block, "trusted_root = \"root.json\"")
+    };
+    let (ours, others) = (policy(Certified::IDENTITY), policy("somebody@acme.example"));
+    let check = |name: &str, weights: &[u8], bundle: &Value, exits: [i32; 2]| {
+        let reference = kit(&kitfs, name, weights, bundle.to_string().as_bytes());
+        let verify = |identity: &str| {
+            let words = ["verify", &reference, "--model-signature", "m/model.sig", "--trusted-root", &root];
+            let who = ["--certificate-identity", identity, "--certificate-oidc-issuer", Certified::ISSUER];
+            kitfs.run(&[&words[..], &who].concat())
+        };
+        verify(Certified::IDENTITY).expect(exits[0]);
+        verify("somebody@acme.example").expect(6);
+        kitfs.run(&["ls", &reference, "--policy", &ours]).expect(exits[1]);
+        kitfs.run(&["ls", &reference, "--policy", &others]).expect(6);
+    };
+    for kind in [KeyKind::P256, KeyKind::P384] {
+        let maker = sigstore.certify(&Pair::new(kind), &Certified::new());
+        for log in [Log::V1, Log::V2] {
+            let name = format!("{kind:?}-{log:?}");
+            let good = sigstore.sign_statement(&maker, &said, log);
+            check(&name, &weights, &good, [0, 0]);
+            check(&format!("{name}-changed"), &changed, &good, [5, 6]);
+            let mut unlogged = good.clone();
+            unlogged["verificationMaterial"]["tlogEntries"] = json!([]);
+            check(&format!("{name}-unlogged"), &weights, &unlogged, [6, 6]);
+            let mut of_other = sigstore.sign_statement(&maker, &said.replace("\"m\"", "\"n\""), log);
+            of_other["dsseEnvelope"] = good["dsseEnvelope"].clone();
+            check(&format!("{name}-of-other"), &weights, &of_other, [6, 6]);
+            let foreign = stranger.certify(&maker.pair, &Certified::new());
+            check(&format!("{name}-foreign"), &weights, &stranger.sign_statement(&foreign, &said, log), [6, 6]);
+        }
     }
 }

@@ -149,6 +149,12 @@ fn every_kind_of_key_can_be_logged() {
         for log in [Log::V1, Log::V2] {
             let file = sigstore.sign_file(&maker, CONTENT, log);
             assert_eq!(logged(&file), Ok(()), "{kind:?} {log:?}");
+            let mut in_one_line = maker.record(log, right, CONTENT, &signature(&file));
+            if let Some(key) = in_one_line.pointer_mut("/spec/signature/publicKey/content") {
+                *key = base64(pem("PUBLIC KEY", &maker.pair.spki).replace('\n', "").replace("KEY-----", "KEY-----\n"))
+                    .into();
+                assert_eq!(logged(&with(&file, ENTRY, sigstore.logged(log, &in_one_line, NOW))), Ok(()), "{kind:?}");
+            }
             assert_eq!(logged(&sigstore.sign_statement(&maker, &statement(&kit()), log)), Ok(()), "{kind:?} {log:?}");
             let signed = signature(&file);
             let entry = |body: &Value| with(&file, ENTRY, sigstore.logged(log, body, NOW));

@@ -462,9 +462,9 @@ pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     STANDARD.encode(bytes)
 }
 
-/// PEM in one long line, as some write it and all read it.
+/// PEM (RFC 7468).
 pub fn pem(label: &str, der: &[u8]) -> String {
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", base64(der))
+    x509_cert::der::pem::encode_string(label, Default::default(), der).unwrap()
 }
 
 /// A vector of TLS (RFC 8446, 3.4), with its length in two bytes.
