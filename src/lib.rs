@@ -29,6 +29,7 @@ pub mod audit;
 pub mod ledger;
 pub mod fault;
 pub mod verify;
+pub mod patience;
 pub mod buffers;
 pub mod verity;
 pub mod reference;

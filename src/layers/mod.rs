@@ -49,6 +49,8 @@ use crate::layers::splitter::Split;
 use crate::layers::splitter::Target;
 use crate::layers::tally::Tally;
 use crate::ledger::Ledger;
+use crate::patience::Exhausted;
+use crate::patience::Patience;
 use crate::source::Meter;
 use crate::source::Source;
 use crate::source::SourceError;
@@ -367,14 +369,14 @@ impl Layer {
         let mut before = self.received();
         loop {
             let settled = phase.wait_for(|phase| !matches!(phase, Phase::Running | Phase::Idle));
-            match tokio::time::timeout(window, settled).await {
+            match Patience::new(window).wait_for(settled).await {
                 Ok(Ok(phase)) => match &*phase {
                     Phase::Proved(index) => return Ok(Arc::clone(index)),
                     Phase::Failed(error, _) => return Err(Arc::clone(error)),
                     Phase::Idle | Phase::Running => {}
                 },
                 Ok(Err(_)) => return Err(Arc::new(LayerError::Stopped { layer: *self.digest() })),
-                Err(_elapsed) => {
+                Err(Exhausted) => {
                     let now = self.received();
                     if now.saturating_sub(before) < floor {
                         let (layer, from) = (*self.digest(), self.source.name());

@@ -29,6 +29,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::kit::descriptor::null_is_empty;
+use crate::patience::Patience;
 use crate::source::METADATA_LIMIT;
 use crate::source::SourceError;
 use crate::source::files;
@@ -206,7 +207,8 @@ impl Credentials {
             }
             Ok::<_, std::io::Error>((answer, child.wait().await?))
         };
-        let (answer, status) = tokio::time::timeout(limit, talk)
+        let (answer, status) = Patience::new(limit)
+            .wait_for(talk)
             .await
             .map_err(|_| SourceError::Unreachable {
                 what: program.clone(),

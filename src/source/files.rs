@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::buffers::BUFFER;
 use crate::buffers::Buffers;
 use crate::digest::Digest;
+use crate::patience::Patience;
 use crate::source::SourceError;
 use crate::verify::Unverified;
 
@@ -229,7 +230,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, SourceError> {
     let late = |why: String| SourceError::Unreachable { what: what.to_owned(), why, source: None };
-    match tokio::time::timeout(timeout, tokio::task::spawn_blocking(work)).await {
+    match Patience::new(timeout).wait_for(tokio::task::spawn_blocking(work)).await {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(stopped)) => Err(late(stopped.to_string())),
         Err(_) => Err(late(format!("the disk did not answer within {timeout:?}"))),

@@ -99,6 +99,7 @@ fn the_order_is_the_documented_one() {
         "ledger",
         "fault",
         "verify",
+        "patience",
         "buffers",
         "verity",
         "reference",

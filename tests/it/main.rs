@@ -40,6 +40,7 @@ mod sample;
 mod signed;
 mod sigstore;
 mod source;
+mod standstill;
 mod tampering;
 mod trust;
 mod trusted_root;

@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use reqwest::Method;
 use reqwest::header::HeaderName;
-use tokio::time::Instant;
 
 use crate::buffers::Buffers;
 use crate::digest::Digest;
@@ -201,7 +200,7 @@ impl Registry {
                         Ok(Some(chunk)) => {
                             request.gain(chunk.len() as u64);
                             if filling.take(chunk)? {
-                                request.set_deadline(Instant::now() + request.time());
+                                request.renew();
                             }
                         }
                         Ok(None) => break Failure::Short { got: filling.rest().start - range.start },

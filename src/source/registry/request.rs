@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Method;
@@ -18,10 +17,8 @@ use reqwest::header::HeaderMap;
 use reqwest::header::HeaderName;
 use reqwest::header::RANGE;
 use reqwest::header::WWW_AUTHENTICATE;
-use tokio::time::Instant;
-use tokio::time::timeout;
-use tokio::time::timeout_at;
 
+use crate::patience::Patience;
 use crate::source::METADATA_LIMIT;
 use crate::source::SourceError;
 use crate::source::registry::Registry;
@@ -54,7 +51,7 @@ pub(super) enum Part {
     },
 }
 
-/// A request with all its tries, which end together at one deadline.
+/// A request with all its tries, which end together.
 #[derive(Debug)]
 pub(super) struct Request {
     repository: Arc<Repository>,
@@ -63,7 +60,8 @@ pub(super) struct Request {
     path: String,
     /// The size of the blob that is asked for, or the most that is read of anything else.
     size: u64,
-    deadline: Instant,
+    /// For all tries together.
+    patience: Patience,
     tries: u32,
     /// New bytes since the tries were counted from 0.
     gained: u64,
@@ -83,9 +81,9 @@ impl Request {
     /// A request for `path` below the repository.
     pub(super) fn new(registry: &Registry, what: String, path: String) -> Self {
         let repository = Arc::clone(&registry.0);
-        let deadline = Instant::now() + repository.http.timeouts().whole;
+        let patience = Patience::new(repository.http.timeouts().whole);
         let (size, logged_in) = (METADATA_LIMIT, LoggedIn::No);
-        Self { repository, what, path, size, deadline, tries: 0, gained: 0, login: 0, logged_in }
+        Self { repository, what, path, size, patience, tries: 0, gained: 0, login: 0, logged_in }
     }
 
     /// Says how large the blob is that is asked for.
@@ -105,14 +103,9 @@ impl Request {
         }
     }
 
-    /// When all tries end.
-    pub(super) fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    /// Gives the tries another end.
-    pub(super) fn set_deadline(&mut self, deadline: Instant) {
-        self.deadline = deadline;
+    /// Gives the tries all their time again.
+    pub(super) fn renew(&mut self) {
+        self.patience = Patience::new(self.repository.http.timeouts().whole);
     }
 
     /// Whether a blob or a manifest is asked for by its digest: a tag has no colon.
@@ -127,11 +120,10 @@ impl Request {
     /// Makes one try, up to the head of a good answer: 200, or for a range 206 with exactly that range.
     pub(super) async fn send(&mut self, method: Method, part: Part) -> Result<Response, Failure> {
         self.tries += 1;
-        match timeout_at(self.deadline, self.send_now(method, &part)).await {
-            Ok(Ok(response)) => accept(response, &part),
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(Failure::Deadline),
-        }
+        let mut patience = self.patience;
+        let sent = patience.wait_for(self.send_now(method, &part)).await;
+        self.patience = patience;
+        accept(sent.map_err(|_| Failure::Deadline)??, &part)
     }
 
     async fn send_now(&mut self, method: Method, part: &Part) -> Result<Response, Failure> {
@@ -157,7 +149,7 @@ impl Request {
             request = request.header(AUTHORIZATION, authorization);
         }
         let limit = http.timeouts().connect + http.timeouts().headers;
-        let response = match timeout(limit, request.send()).await {
+        let response = match Patience::new(limit).wait_for(request.send()).await {
             Ok(response) => response.map_err(Failure::of)?,
             Err(_) => return Err(Failure::Late("the registry did not answer in time")),
         };
@@ -193,16 +185,15 @@ impl Request {
     pub(super) async fn after(&mut self, failure: Failure) -> Result<(), SourceError> {
         match failure.next(self.tries) {
             // There is no use in waiting for a try that comes too late.
-            Next::Again(pause) if Instant::now() + pause < self.deadline => {
+            Next::Again(pause) if self.patience.pause(pause).await => {
                 tracing::debug!(what = %self.what, ?failure, ?pause, "trying again");
-                tokio::time::sleep(pause).await;
                 Ok(())
             }
             Next::LogIn(challenges) if self.logged_in == LoggedIn::No => {
                 self.logged_in = LoggedIn::Yes;
                 let repository = Arc::clone(&self.repository);
                 let renewed = repository.login.renew(&repository, self.login, &challenges);
-                match timeout_at(self.deadline, renewed).await {
+                match self.patience.wait_for(renewed).await {
                     Ok(Ok(())) => Ok(()),
                     Ok(Err(failure)) => Err(self.error(failure)),
                     Err(_) => Err(self.error(Failure::Late("the login did not end in time"))),
@@ -213,7 +204,7 @@ impl Request {
     }
 
     /// Reads a whole body of at most `limit` bytes; a longer one is [`Failure::Longer`].
-    pub(super) async fn body(&self, mut response: Response, limit: u64) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn body(&mut self, mut response: Response, limit: u64) -> Result<Vec<u8>, Failure> {
         if is_encoded(response.headers()) {
             return Err(encoded());
         }
@@ -232,7 +223,7 @@ impl Request {
     }
 
     /// Reads the whole body of a blob, which has exactly the size that was told.
-    pub(super) async fn whole_blob(&self, response: Response) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn whole_blob(&mut self, response: Response) -> Result<Vec<u8>, Failure> {
         if let Some(length) = response.content_length().filter(|length| *length != self.size) {
             return Err(Failure::Size { actual: length.to_string() });
         }
@@ -245,18 +236,13 @@ impl Request {
     }
 
     /// The next piece of a body, within the time between two pieces and that of the whole request.
-    pub(super) async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Failure> {
+    pub(super) async fn chunk(&mut self, response: &mut Response) -> Result<Option<Bytes>, Failure> {
         let idle = self.repository.http.timeouts().idle;
-        match timeout_at(self.deadline, timeout(idle, response.chunk())).await {
+        match self.patience.wait_for(Patience::new(idle).wait_for(response.chunk())).await {
             Ok(Ok(chunk)) => chunk.map_err(Failure::of),
             Ok(Err(_)) => Err(Failure::Late("the body stalled")),
             Err(_) => Err(Failure::Deadline),
         }
-    }
-
-    /// How long the whole request may take.
-    pub(super) fn time(&self) -> Duration {
-        self.repository.http.timeouts().whole
     }
 }
 

@@ -1,11 +1,8 @@
 //! A blob in order over connections that may break: each is resumed where the last one ended.
 
-use std::time::Duration;
-
 use bytes::Buf;
 use reqwest::Method;
 use reqwest::Response;
-use tokio::time::Instant;
 
 use crate::source::SourceError;
 use crate::source::registry::failure::Failure;
@@ -25,10 +22,8 @@ pub(in crate::source) struct BlobStream {
     size: u64,
     body: Option<Body>,
     ranges: Ranges,
-    /// How long the reader may still wait for the next [`FLOOR`] bytes. What it does between two pieces
-    /// does not count.
-    patience: Duration,
-    /// Bytes that came since patience was full.
+    /// Bytes that came since the request had all its time: the next [`FLOOR`] have to come within that. What the
+    /// reader does between two pieces does not count.
     arrived: u64,
 }
 
@@ -53,8 +48,7 @@ pub(in crate::source) enum Ranges {
 impl BlobStream {
     /// What `filling` wants of a blob of `size` bytes: up to the blob's end, unless ranges are needed.
     pub(super) fn new(request: Request, filling: Filling, size: u64, ranges: Ranges) -> Self {
-        let patience = request.time();
-        Self { request, filling, size, body: None, ranges, patience, arrived: 0 }
+        Self { request, filling, size, body: None, ranges, arrived: 0 }
     }
 
     /// The next piece, a full buffer unless it is the last; `None` at the end, which is exactly where it should
@@ -66,23 +60,20 @@ impl BlobStream {
         if self.filling.missing() == 0 && self.body.is_none() {
             return None;
         }
-        self.request.set_deadline(Instant::now() + self.patience);
-        let next = loop {
+        loop {
             let failure = match self.piece().await {
-                Ok(Some(piece)) => break Some(Ok(piece)),
-                Ok(None) => break None,
+                Ok(Some(piece)) => return Some(Ok(piece)),
+                Ok(None) => return None,
                 Err(Stop::Failure(failure)) => failure,
-                Err(Stop::Error(error)) => break Some(Err(error)),
+                Err(Stop::Error(error)) => return Some(Err(error)),
             };
             self.body = None;
             if matches!(failure, Failure::NoRanges) && self.ranges == Ranges::Hoped {
                 self.ranges = Ranges::Ignored;
             } else if let Err(error) = self.request.after(failure).await {
-                break Some(Err(error));
+                return Some(Err(error));
             }
-        };
-        self.patience = self.request.deadline().saturating_duration_since(Instant::now());
-        next
+        }
     }
 
     /// The next piece of the connection that there is, or of a new one.
@@ -144,7 +135,7 @@ impl BlobStream {
         self.arrived = self.arrived.saturating_add(bytes);
         if self.arrived >= FLOOR {
             self.arrived = 0;
-            self.request.set_deadline(Instant::now() + self.request.time());
+            self.request.renew();
         }
     }
 }

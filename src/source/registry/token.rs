@@ -12,8 +12,8 @@ use reqwest::Url;
 use reqwest::header::AUTHORIZATION;
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
-use tokio::time::timeout;
 
+use crate::patience::Patience;
 use crate::source::SourceError;
 use crate::source::registry::Repository;
 use crate::source::registry::failure;
@@ -69,7 +69,7 @@ impl Realm {
         let mut tries = 0;
         loop {
             tries += 1;
-            let asked = timeout(limit, self.ask(repository, authorization)).await;
+            let asked = Patience::new(limit).wait_for(self.ask(repository, authorization)).await;
             let failure = match asked.unwrap_or(Err(Failure::Late("it did not answer in time"))) {
                 Ok(token) => return Ok(token),
                 Err(failure) => failure,

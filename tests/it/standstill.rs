@@ -1,0 +1,76 @@
+//! Processes that stand still while a reader waits, as in a container that is paused: time in which nobody ran is
+//! nobody's delay, and the reader has its bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+
+use crate::support::faults::{Answer, Asked, Content, Faults};
+use crate::support::host;
+use crate::support::kit::Kit;
+use crate::support::kitfs::Kitfs;
+use crate::support::tree::Tree;
+
+/// The longest that a read may wait for its source.
+const READ_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Longer than that, and shorter than what a worker alone may be without a sign of life.
+const STANDSTILL: Duration = Duration::from_secs(9);
+
+/// A file whose layer nobody has read before.
+const COLD: &str = "model/weights.bin";
+
+fn send(pid: i32, signal: Signal) {
+    rustix::process::kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("it runs");
+}
+
+/// Stops these processes of a mount while a reader waits for its source, which does well again once they go on.
+fn check(stopped: &[&str], failing: fn(Answer) -> Answer) {
+    let kit = Kit::usual("usual").pack();
+    let content = Content::of(&kit);
+    let cold = kit.layer("model.v1").digest.clone();
+    let is_failing = Arc::new(AtomicBool::new(false));
+    let fails = Arc::clone(&is_failing);
+    let server = Faults::start(move |asked, _| {
+        let answer = content.answer(asked);
+        if fails.load(Ordering::SeqCst) { failing(answer) } else { answer }
+    });
+    let kitfs = Kitfs::new().with("KITFS_READ_TIMEOUT", format!("{}s", READ_TIMEOUT.as_secs()));
+    let mount = kitfs.mount(&format!("{}/kit:v1", server.host()));
+    let is_cold = |asked: &Asked| asked.path.ends_with(&cold);
+    let before = server.asked().iter().filter(|asked| is_cold(asked)).count();
+    is_failing.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| std::fs::read(mount.at(COLD)));
+        let is_asked = || server.asked().iter().filter(|asked| is_cold(asked)).count() > before;
+        assert!(host::soon(30, is_asked), "nobody asks the source");
+        let pids: Vec<_> = stopped.iter().map(|key| mount.process(key)).collect();
+        pids.iter().for_each(|pid| send(*pid, Signal::STOP));
+        std::thread::sleep(STANDSTILL);
+        pids.iter().rev().for_each(|pid| send(*pid, Signal::CONT));
+        // It looks at its deadlines before anything else comes.
+        mount.status();
+        assert!(!reader.is_finished(), "{:?}", reader.join());
+        is_failing.store(false, Ordering::SeqCst);
+        reader.join().expect("it does not panic").expect("no deadline passes while nobody runs");
+    });
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "after the standstill");
+    mount.unmount();
+}
+
+#[test]
+fn no_deadline_passes_while_nobody_runs() {
+    if !host::can_mount() {
+        return;
+    }
+    let silence = |_: Answer| Answer::silence();
+    let stall = |honest: Answer| honest.stall(1000);
+    std::thread::scope(|scope| {
+        // All of a mount, and a worker that its holder must not give up for that.
+        scope.spawn(|| check(&["holder_pid", "pid"], silence));
+        scope.spawn(|| check(&["holder_pid", "pid"], stall));
+        scope.spawn(|| check(&["pid"], silence));
+    });
+}
