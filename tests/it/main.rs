@@ -36,6 +36,7 @@ mod policy;
 mod privacy;
 mod readers;
 mod reference_model;
+mod replays;
 mod sample;
 mod signed;
 mod sigstore;

@@ -304,7 +304,7 @@ fn signatures_in_a_cache_that_is_tampered_with_admit_nothing() {
 
 /// Pushes a layout into a registry, spoiled blobs too, which no registry would take: their whole twins from other
 /// layouts go first, and are spoiled behind its back.
-fn push(registry: &Registry, layout: &Path, folder: &Path, repository: &str) {
+pub fn push(registry: &Registry, layout: &Path, folder: &Path, repository: &str) {
     let blobs = |layout: &Path| {
         let read = std::fs::read_dir(layout.join("blobs/sha256")).into_iter().flatten().flatten();
         read.map(|entry| (entry.file_name().into_string().unwrap(), entry.path())).collect::<BTreeMap<_, _>>()
