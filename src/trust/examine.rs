@@ -18,6 +18,7 @@ use sigstore_types::bundle::VerificationMaterialContent;
 
 use crate::digest::Digest;
 use crate::trust::Limits;
+use crate::trust::bundle;
 use crate::trust::certificate::Certificate;
 use crate::trust::endorsement::Endorsement;
 use crate::trust::endorsement::Rejected;
@@ -174,7 +175,7 @@ impl Examination<'_> {
     /// A Sigstore bundle.
     fn bundle(&self, claims: &mut Claims) -> Result<Vec<Endorsement>, String> {
         self.fits(self.item.content.len(), self.limits.attestation)?;
-        let bundle = read_bundle(&self.item.content)?;
+        let bundle = bundle::read(&self.item.content)?;
         let material = &bundle.verification_material;
         claims.signer = claimed(bundle.signing_certificate());
         // What names a certificate was not made by a key that is known otherwise.
@@ -295,30 +296,11 @@ pub(super) fn statement_of(content: &[u8], limits: &Limits) -> Result<Value, Str
     if content.len() as u64 > limits.attestation {
         return Err(format!("it has {} bytes, and at most {} are looked at", content.len(), limits.attestation));
     }
-    match read_bundle(content)?.content {
+    match bundle::read(content)?.content {
         SignatureContent::DsseEnvelope(envelope) => {
             json::strict(envelope.payload.as_bytes()).map_err(|error| format!("the statement is malformed: {error}"))
         }
         _ => Err("the bundle holds no statement".into()),
-    }
-}
-
-/// Reads a bundle. In protobuf's JSON null is the same as absence, and some writers make use of that.
-fn read_bundle(content: &[u8]) -> Result<Bundle, String> {
-    let malformed = |error: &dyn std::fmt::Display| format!("the bundle is malformed: {error}");
-    let mut value = json::strict(content).map_err(|error| malformed(&error))?;
-    drop_nulls(&mut value);
-    Bundle::from_json(&value.to_string()).map_err(|error| malformed(&error))
-}
-
-fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(members) => {
-            members.retain(|_, member| !member.is_null());
-            members.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

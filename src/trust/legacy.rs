@@ -159,6 +159,8 @@ fn entry(text: &str) -> Result<TransparencyLogEntry, String> {
     Ok(entry.with_integrated_time(time).with_inclusion_promise(InclusionPromise::new(promise)))
 }
 
+/// Base64, with line breaks in it as `base64` writes them and Go's reader passes over.
 fn decode(text: &str, what: &str) -> Result<Vec<u8>, String> {
+    let text: String = text.chars().filter(|it| !matches!(it, '\r' | '\n')).collect();
     STANDARD.decode(text).map_err(|error| format!("its {what} is malformed: {error}"))
 }

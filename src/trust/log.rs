@@ -8,7 +8,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use reqwest::Url;
 use serde_json::Value;
+use sigstore_types::CheckpointSignature;
 use sigstore_types::DerCertificate;
 use sigstore_types::DerPublicKey;
 use sigstore_types::DsseEnvelope;
@@ -131,7 +133,7 @@ fn included(entry: &TransparencyLogEntry, root: &TrustedRoot) -> Result<Option<T
     };
     let key = key.ok_or_else(|| wrong(format!("the key of the log {} was not valid then", id.to_hex())))?;
     if let Some(proof) = &entry.inclusion_proof {
-        prove_inclusion(entry, proof, key, &id).map_err(wrong)?;
+        prove_inclusion(entry, proof, key, &id, root).map_err(wrong)?;
     }
     if let Some(promise) = &entry.inclusion_promise {
         let signed = promised(entry);
@@ -162,8 +164,17 @@ fn prove_inclusion(
     proof: &InclusionProof,
     key: &VerificationKey,
     id: &Sha256Hash,
+    root: &TrustedRoot,
 ) -> Result<(), String> {
     let checkpoint = proof.checkpoint.checkpoint().ok_or("the inclusion proof has no checkpoint")?;
+    // Rekor v2 goes by the host of its URL (C2SP, "tlog-checkpoint"). What v1 calls itself is in no root.
+    let name = match entry.kind_version {
+        KindVersion::HashedRekordV002 => Some(host(id, root).ok_or("the log has no name")?),
+        _ => None,
+    };
+    if name.as_ref().is_some_and(|name| name != checkpoint.origin()) {
+        return Err(format!("the checkpoint is of {:?}", checkpoint.origin()));
+    }
     let (index, size) = match entry.kind_version {
         // Rekor v2 signs these; the copies in the proof nobody signs.
         KindVersion::HashedRekordV002 => (entry.log_index.get(), checkpoint.tree_size()),
@@ -178,11 +189,20 @@ fn prove_inclusion(
     sigstore_merkle::verify_inclusion_proof(&sha256(&leaf), index, size, &proof.hashes, checkpoint.root_hash())
         .map_err(|error| format!("the inclusion proof does not hold: {error}"))?;
     let hint = id.as_bytes().get(..4).unwrap_or_default();
-    let mut by_log = checkpoint.signatures().iter().filter(|signature| signature.key_id.as_slice() == hint);
+    let is_by_log = |signature: &&CheckpointSignature| {
+        signature.key_id.as_slice() == hint && name.as_ref().is_none_or(|name| *name == signature.name)
+    };
+    let mut by_log = checkpoint.signatures().iter().filter(is_by_log);
     match by_log.any(|signature| key.verify(checkpoint.signed_data(), &signature.signature).is_ok()) {
         true => Ok(()),
         false => Err("the log did not sign the checkpoint".into()),
     }
+}
+
+/// The host of a log's URL.
+fn host(id: &Sha256Hash, root: &TrustedRoot) -> Option<String> {
+    let log = root.parts().tlogs.iter().find(|log| log.log_id.key_id.as_bytes() == id.as_bytes())?;
+    Some(Url::parse(&log.base_url).ok()?.host_str()?.to_owned())
 }
 
 /// Compares an entry with what it should be about, member by member.

@@ -7,6 +7,7 @@
 //! Signatures are those of cosign 2 and 3, and of everything else that writes Sigstore bundles; roots are
 //! Sigstore's. No network is used but the kit's own source, in [`Material::collect`].
 
+mod bundle;
 mod certificate;
 mod chain;
 mod endorsement;

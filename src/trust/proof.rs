@@ -137,11 +137,13 @@ impl Proof {
         artifact: Artifact<'_>,
         root: &TrustedRoot,
     ) -> Result<Self, String> {
-        let attached = Attached::to(bundle);
-        attached.are_few()?;
-        if has_twice(attached.entries) {
+        Attached::to(bundle).are_few()?;
+        if has_twice(&bundle.verification_material.tlog_entries) {
             return Err("a log entry stands twice".into());
         }
+        // What a log says that nobody here knows is neither for nor against it.
+        let bundle = &without_unknown_logs(bundle, root)?;
+        let attached = Attached::to(bundle);
         validate_bundle(bundle).map_err(|error| chain(&error))?;
         let certificates = Chain::of(bundle).ok_or("the bundle has no certificate")?;
         let key = certificates.key()?;
@@ -216,6 +218,20 @@ fn stamped(stamp: &Rfc3161Timestamp, signed: Signed<'_>, root: &TrustedRoot) -> 
 fn has_twice(entries: &[TransparencyLogEntry]) -> bool {
     let mut seen = HashSet::new();
     !entries.iter().all(|entry| seen.insert((entry.log_id.key_id.as_bytes(), entry.log_index.get())))
+}
+
+/// The bundle without entries of logs that the root does not know, if any other is left.
+fn without_unknown_logs(bundle: &Bundle, root: &TrustedRoot) -> Result<Bundle, String> {
+    let mut bundle = bundle.clone();
+    let entries = &mut bundle.verification_material.tlog_entries;
+    let is_known =
+        |entry: &TransparencyLogEntry| root.parts().tlogs.iter().any(|log| log.log_id.key_id == entry.log_id.key_id);
+    match entries.iter().any(is_known) {
+        true => entries.retain(is_known),
+        false if entries.is_empty() => return Err("there is no log entry".into()),
+        false => return Err(format!("no log that has it is in {}", root.origin())),
+    }
+    Ok(bundle)
 }
 
 /// Rekor v2 does not sign when it took an entry in. The log's key must have been valid at the time that the timestamps say.

@@ -117,8 +117,11 @@ fn every_kind_of_key_can_sign_in_a_tag() {
             let annotations = sigstore.sign_payload(&maker, &payload);
             let mut of_other = sigstore.sign_payload(&maker, &other);
             of_other[SIGNATURE] = annotations[SIGNATURE].clone();
+            let mut in_lines = annotations.clone();
+            in_lines[SIGNATURE] = annotations[SIGNATURE].as_str().unwrap().replace("A", "A\r\n").into();
             for (change, annotations, payload, exit) in [
                 ("good", &annotations, &payload, 0),
+                ("in-lines", &in_lines, &payload, 0),
                 ("payload", &annotations, &other, 6),
                 ("entry", &of_other, &payload, 6),
             ] {
@@ -361,4 +364,105 @@ fn what_others_certified_or_logged_does_not_count() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_bundle_can_be_written_in_several_ways() {
+    let sigstore = Sigstore::new();
+    let root = read(&sigstore.root());
+    let maker = sigstore.certify(&Pair::new(KeyKind::P256), &Certified::new());
+    let (v1, v2) = (sigstore.sign_file(&maker, CONTENT, Log::V1), sigstore.sign_file(&maker, CONTENT, Log::V2));
+    let signed = sigstore.sign_statement(&maker, &statement(&kit()), Log::V1);
+    let text = v1.to_string();
+    let in_time = |bundle: &Value, by: &Sigstore, over: &[u8]| {
+        let mut bundle = bundle.clone();
+        bundle["verificationMaterial"]["timestampVerificationData"] = by.stamped(over, NOW);
+        bundle
+    };
+    let entries = |list: &[&Value]| with(&v1, "/verificationMaterial/tlogEntries", json!(list));
+    let (foreign, ours) = (Sigstore::new(), signature(&v1));
+    let body = maker.record(Log::V2, Hash::Sha256, CONTENT, &ours);
+    let (first, second) = (v1.pointer(ENTRY).unwrap(), sigstore.logged(Log::V2, &body, NOW));
+    let unknown = foreign.logged(Log::V2, &body, NOW);
+    let mut other_body = second.clone();
+    other_body["canonicalizedBody"] = base64("{}").into();
+    let (sig, envelope) = ("/messageSignature/signature", "/dsseEnvelope");
+    let encoded = base64(&ours);
+    let sent = signed["dsseEnvelope"]["payload"].as_str().unwrap();
+    let hint = json!({"sig": base64(signature(&signed)), "keyid": "somebody"});
+    let ways = [
+        ("a line break behind", text.clone() + "\n", true),
+        ("something behind", text.clone() + "x", false),
+        ("a byte order mark before", format!("\u{feff}{text}"), false),
+        ("what nobody knows", text.replacen('{', "{\"more\":1,", 1), false),
+        ("what nobody knows, deep", text.replacen("{\"rawBytes\"", "{\"more\":1,\"rawBytes\"", 1), false),
+        ("numbers for text", text.replacen("\"logIndex\":\"1\"", "\"logIndex\":1", 1), true),
+        ("URLs' base64", with(&v1, sig, encoded.replace('+', "-").replace('/', "_")).to_string(), true),
+        ("base64 without padding", with(&v1, sig, encoded.trim_end_matches('=')).to_string(), true),
+        (
+            "a payload without padding",
+            with(&signed, "/dsseEnvelope/payload", sent.trim_end_matches('=')).to_string(),
+            true,
+        ),
+        ("a hint of the key", with(&signed, &format!("{envelope}/signatures/0"), hint).to_string(), true),
+        ("two logs", entries(&[first, &second]).to_string(), true),
+        ("a log that nobody knows beside", entries(&[first, &unknown]).to_string(), true),
+        ("one entry of two that is wrong", entries(&[first, &other_body]).to_string(), false),
+        ("a log that nobody knows alone", in_time(&entries(&[&unknown]), &sigstore, &ours).to_string(), false),
+        ("both kinds of times", in_time(&v1, &sigstore, &ours).to_string(), true),
+        ("a timestamp of something else beside", in_time(&v1, &sigstore, b"x").to_string(), false),
+        ("a timestamp by somebody else beside", in_time(&v1, &foreign, &ours).to_string(), false),
+    ];
+    let mut wrong = Vec::new();
+    for (way, text, is_right) in ways {
+        let material = Material::of_bundle(text, way);
+        let of_file = examine_artifact(&material, &Message::of(CONTENT), &[], &root, &Limits::default());
+        let of_kit = examine(&material, &kit(), &[], &root, &Limits::default());
+        if (of_file.endorsements.len() + of_kit.endorsements.len() > 0) != is_right {
+            wrong.push(format!("{way}: {:?} {:?}", of_file.rejected, of_kit.rejected));
+        }
+    }
+    let note = format!("{ENTRY}/inclusionProof/checkpoint/envelope");
+    let renamed =
+        v2.pointer(&note).unwrap().as_str().unwrap().replace("\u{2014} log2.example", "\u{2014} log3.example");
+    wrong.extend(holds(&with(&v2, &note, renamed), &root).ok().map(|_| "another name of the log".to_owned()));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_root_says_for_how_long_each_of_it_counts() {
+    let sigstore = Sigstore::new();
+    let root = sigstore.root();
+    let maker = sigstore.certify(&Pair::new(KeyKind::P384), &Certified::new());
+    let (v1, v2) = (sigstore.sign_file(&maker, CONTENT, Log::V1), sigstore.sign_file(&maker, CONTENT, Log::V2));
+    for (place, bundle) in [
+        ("/tlogs/0/publicKey/validFor", &v1),
+        ("/tlogs/1/publicKey/validFor", &v2),
+        ("/ctlogs/0/publicKey/validFor", &v1),
+        ("/certificateAuthorities/0/validFor", &v2),
+        ("/timestampAuthorities/0/validFor", &v2),
+    ] {
+        for (from, until, is_right) in [
+            ("2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z", true),
+            ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", false),
+            ("2026-10-01T00:00:00Z", "2027-01-01T00:00:00Z", false),
+        ] {
+            let changed = read(&with(&root, place, json!({"start": from, "end": until})));
+            assert_eq!(holds(bundle, &changed).is_ok(), is_right, "{place} {from}");
+        }
+    }
+    let other_name = read(&with(&root, "/tlogs/1/baseUrl", "https://log3.example"));
+    assert!(holds(&v2, &other_name).unwrap_err().contains("the checkpoint is of"));
+    let nobody = |place: &str| read(&with(&root, place, json!([])));
+    assert!(holds(&v1, &nobody("/ctlogs")).is_err());
+    assert!(holds(&v1, &nobody("/certificateAuthorities")).is_err());
+    assert!(holds(&v2, &nobody("/timestampAuthorities")).is_err());
+
+    let ended = Sigstore::with_intermediate_until(NOW - 10);
+    let maker = ended.certify(&Pair::new(KeyKind::P384), &Certified::new());
+    let why = holds(&ended.sign_file(&maker, CONTENT, Log::V1), &read(&ended.root())).unwrap_err();
+    assert!(why.contains("CertExpired"), "{why}");
+    let later = Sigstore::with_intermediate_until(NOW + 10);
+    let maker = later.certify(&Pair::new(KeyKind::P384), &Certified::new());
+    assert!(holds(&later.sign_file(&maker, CONTENT, Log::V1), &read(&later.root())).is_ok());
 }
