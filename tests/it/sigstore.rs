@@ -466,3 +466,27 @@ fn a_root_says_for_how_long_each_of_it_counts() {
     let maker = later.certify(&Pair::new(KeyKind::P384), &Certified::new());
     assert!(holds(&later.sign_file(&maker, CONTENT, Log::V1), &read(&later.root())).is_ok());
 }
+
+#[test]
+fn a_bit_that_is_flipped_never_names_another_signer() {
+    let sigstore = Sigstore::new();
+    let root = read(&sigstore.root());
+    for kind in [KeyKind::P384, KeyKind::Ed25519] {
+        let maker = sigstore.certify(&Pair::new(kind), &Certified::new());
+        for log in [Log::V1, Log::V2] {
+            let bundle = sigstore.sign_statement(&maker, &statement(&kit()), log).to_string().into_bytes();
+            let who = |bundle: &[u8]| {
+                let findings = examine(&Material::of_bundle(bundle, "here"), &kit(), &[], &root, &Limits::default());
+                findings.endorsements.first().map(|it| it.signer().name())
+            };
+            assert_eq!(who(&bundle), Some(certified()), "{kind:?} {log:?}");
+            for at in (0..bundle.len()).step_by(3) {
+                let mut flipped = bundle.clone();
+                flipped[at] ^= 1 << (at % 8);
+                let found = who(&flipped);
+                assert!(found.is_none() || found == Some(certified()), "{kind:?} {log:?} {at}: {found:?}");
+                assert_eq!(who(&bundle[..at]), None, "{kind:?} {log:?} cut at {at}");
+            }
+        }
+    }
+}
