@@ -35,3 +35,4 @@ pub mod verity;
 pub mod reference;
 pub mod digest;
 pub mod sha256;
+mod sync;

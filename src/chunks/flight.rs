@@ -1,15 +1,15 @@
 //! A fetch on its way, and what has come of it so far.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 
 use crate::chunks::ChunkError;
 use crate::chunks::lock;
 use crate::chunks::warm::Key;
+use crate::sync::{AbortHandle, Mutex};
 use crate::verify::Verified;
 
 /// What came of a part: its bytes, `None` where the disk has them, or why there are none.

@@ -7,12 +7,12 @@
 //! loopback or a busy processor is not crowded. A source of which one connection alone brings plenty, once it
 //! flows, gets few and long requests.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::source::FAST;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Lanes at the start.
 const FIRST: usize = 4;

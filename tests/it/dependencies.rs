@@ -38,6 +38,10 @@ const TWICE: &[&str] = &[
     "lock_api",
     "parking_lot",
     "parking_lot_core",
+    // The older one of each is shuttle's, and built for tests only.
+    "rand",
+    "rand_core",
+    "rand_pcg",
     "syn",
     "synstructure",
     "untrusted",

@@ -105,6 +105,7 @@ fn the_order_is_the_documented_one() {
         "reference",
         "digest",
         "sha256",
+        "sync",
     ];
     let modules = modules();
     for module in &modules {
