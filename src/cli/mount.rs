@@ -196,6 +196,7 @@ fn may(privileges: &Privileges) -> String {
     let programs = if privileges.no_new_privs { ", no_new_privs" } else { "" };
     let writes = match privileges.landlock {
         Landlock::Enforced => "writes to its own directories only (Landlock)",
+        Landlock::Inherited => "writes to its own directories only (Landlock, by the workers before it)",
         Landlock::Unsupported => "writes where its user may: this kernel has no Landlock",
         Landlock::Helpers => "writes where its user may, for credential helpers do (no Landlock)",
     };

@@ -14,6 +14,7 @@ use landlock::AccessFs;
 use landlock::BitFlags;
 use landlock::CompatLevel;
 use landlock::Compatible as _;
+use landlock::Errno;
 use landlock::PathBeneath;
 use landlock::PathFd;
 use landlock::Ruleset;
@@ -48,6 +49,9 @@ pub struct Privileges {
 pub enum Landlock {
     /// It writes below the directories of its mount, and nowhere else.
     Enforced,
+    /// The kernel takes no more layers (16) over each other. Those that are there are of the workers of this mount
+    /// that have started its holders, and hold this one to the same.
+    Inherited,
     /// Nothing: the kernel is without it.
     Unsupported,
     /// Nothing: programs that hand out credentials write where they like, and would be held to the same.
@@ -105,8 +109,11 @@ fn confine(directories: &[&Path]) -> io::Result<Landlock> {
     }
     // Programs are started with it.
     ruleset = allow(ruleset, Path::new("/dev/null"), AccessFs::WriteFile.into())?;
-    ruleset.restrict_self().map_err(io::Error::other)?;
-    Ok(Landlock::Enforced)
+    match ruleset.restrict_self() {
+        Ok(_) => Ok(Landlock::Enforced),
+        Err(error) if *Errno::from(&error) == libc::E2BIG => Ok(Landlock::Inherited),
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 /// Without the right to move files between directories (Linux 5.19) nobody could do so, and there is no use in it.
@@ -162,7 +169,22 @@ mod tests {
                 assert!([made, written, removed].iter().all(|result| *result == Err(io::ErrorKind::PermissionDenied)));
                 assert!(moved.is_err());
             }
-            Landlock::Unsupported | Landlock::Helpers => assert_eq!(elsewhere[0], Ok(())),
+            other => assert_eq!((elsewhere[0], other), (Ok(()), Landlock::Unsupported)),
         }
+    }
+
+    #[test]
+    fn who_is_confined_too_often_stays_confined() {
+        let folders = tempfile::tempdir().unwrap();
+        let [home, away] = ["home", "away"].map(|name| folders.path().join(name));
+        fs::create_dir(&away).unwrap();
+        let confined = std::thread::spawn(move || {
+            let layers: Vec<_> = (0..20).map(|_| confine(&[&home]).unwrap()).collect();
+            fs::write(home.join("a"), "ours").unwrap();
+            (layers, fs::write(away.join("new"), "").is_err())
+        });
+        let (layers, is_refused) = confined.join().unwrap();
+        assert_eq!(layers.contains(&Landlock::Inherited), has_landlock(), "{layers:?}");
+        assert_eq!(is_refused, has_landlock());
     }
 }
