@@ -13,6 +13,7 @@ use crate::buffers::BUFFER;
 use crate::chunks::FileAt;
 use crate::chunks::fetches::Fetches;
 use crate::chunks::fetches::Part;
+use crate::chunks::fetches::SEGMENT;
 use crate::chunks::flight::Flight;
 use crate::chunks::lanes::Purpose;
 use crate::chunks::loader;
@@ -30,10 +31,7 @@ use crate::verity::FileTree;
 use crate::verity::UNIT;
 use crate::verity::VerityDigest;
 
-/// Bytes in one request that reads ahead, at least.
-const SEGMENT: u64 = 2 * BUFFER as u64;
-
-/// The most. Each request costs a registry some megabytes of reading, whatever it asks for.
+/// Bytes in one request that reads ahead, at most. Each request costs a registry some megabytes of reading, whatever it asks for.
 const LONG_SEGMENT: u64 = 64 * BUFFER as u64;
 
 /// Files whose readers are remembered.
@@ -188,6 +186,14 @@ impl Ahead {
         ahead.retain(|flight| flight.is_under_way());
         groups.insert(*layer.digest(), Group { entries, reach, ahead });
         parts
+    }
+
+    /// Lets fetches go on that were begun for files beside the one that a reader waits for.
+    pub(super) fn hold(&self, layer: &Layer, flights: impl IntoIterator<Item = Arc<Flight>>) {
+        if let Some(group) = lock(&self.groups).get_mut(layer.digest()) {
+            group.ahead.retain(|flight| flight.is_under_way());
+            group.ahead.extend(flights);
+        }
     }
 
     /// Those of the small file at `entry` and of those behind it, within `reach` bytes, that are not at hand; and

@@ -31,6 +31,7 @@ use crate::layers::Layer;
 use crate::layers::LayerError;
 use crate::ledger::Trouble;
 use crate::ledger::TroubleKind;
+use crate::patience::Patience;
 use crate::store::Fetching;
 use crate::store::RangeLock;
 use crate::verify::Unverified;
@@ -39,6 +40,9 @@ use crate::verity::FileTree;
 
 /// How often a process looks whether another one has fetched what both want.
 const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// Bytes in one request that reads ahead, at least; and at most where all of them have to be in memory at once.
+pub(super) const SEGMENT: u64 = 2 * BUFFER as u64;
 
 /// Bytes between two parts that are fetched with them rather than apart: headers and padding.
 const GAP: u64 = 16 * 1024;
@@ -160,6 +164,11 @@ impl Fetches {
         for run in parts.chunk_by(|one, next| !is_one_file || one.content.end == next.content.start) {
             let Some(span) = self::span(run) else { return };
             let keys: Vec<_> = run.iter().map(Part::key).collect();
+            if layer.flows() && self.shelf.disk_rests() && purpose != Purpose::Demand && span.end - span.start > SEGMENT
+            {
+                // It was begun to be kept as it comes. Who waits for some of it asks for that.
+                return;
+            }
             let run = Run { layer: Arc::clone(&layer), parts: run.to_vec(), _lock: lock.clone() };
             let fetched = if is_one_file && layer.flows() && !self.shelf.disk_rests() {
                 self.fetch_in_turn(run, span.clone(), &lane, arrivals).await
@@ -184,15 +193,27 @@ impl Fetches {
     ) -> Result<(), LayerError> {
         let mut parts = run.parts.iter().cloned().peekable();
         let (start, mut at) = (span.start, span.start);
+        let is_long = span.end - span.start > SEGMENT;
         let mut flow = run.layer.flow(span);
         let mut keeping: Option<JoinHandle<Vec<_>>> = None;
         while parts.peek().is_some() {
-            let places = self.shelf.warm.places_for(1).await;
-            let asked = Instant::now();
-            let piece = flow.next().await;
-            let waited = asked.elapsed();
-            if let Some(keeping) = keeping.take() {
-                arrivals.land(keeping.await.unwrap_or_default());
+            let next = async {
+                let places = self.shelf.warm.places_for(1).await;
+                let asked = Instant::now();
+                (places, flow.next().await, asked.elapsed())
+            };
+            // Nobody waits for a piece that has come until the next one has.
+            let land = async {
+                let Some(keeping) = keeping.take() else { return true };
+                let landed = keeping.await.unwrap_or_default();
+                let is_kept = landed.iter().all(|(_, landed)| !matches!(landed, Ok(Some(_))));
+                arrivals.land(landed);
+                is_kept
+            };
+            let ((places, piece, waited), is_kept) = tokio::join!(next, land);
+            if !is_kept && is_long {
+                // The disk takes no more, and memory has no room for all of it.
+                return Ok(());
             }
             let Some(piece) = piece.transpose()? else { break };
             let here = at..at + piece.len() as u64;
@@ -250,18 +271,20 @@ impl Fetches {
     }
 
     /// The right to fetch a range of a layer, once no other process has it. `None` where processes cannot
-    /// tell each other: then both may fetch it, and that is all.
+    /// tell each other, or one holds it for too long: then both may fetch it, and that is all.
     async fn lock_range(&self, layer: &Layer, range: Range<u64>) -> Option<RangeLock> {
         let fetching = {
             let mut fetching = lock(&self.fetching);
             let open = || self.shelf.workshop.store.fetching(layer.digest()).ok();
             fetching.entry(*layer.digest()).or_insert_with(open).clone()?
         };
+        // The other one may be stopped, or hang at its disk. A read has the rest of its time for its own fetch.
+        let mut patience = Patience::new(self.shelf.workshop.read_timeout / 2);
         loop {
             match fetching.try_lock(range.clone()) {
                 Ok(Some(lock)) => return Some(lock),
-                Ok(None) => tokio::time::sleep(LOCK_POLL).await,
-                Err(_) => return None,
+                Ok(None) if patience.pause(LOCK_POLL).await => {}
+                Ok(None) | Err(_) => return None,
             }
         }
     }

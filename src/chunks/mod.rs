@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use crate::buffers::BUFFER;
 use crate::chunks::ahead::Ahead;
 use crate::chunks::fetches::Fetches;
+use crate::chunks::flight::Flight;
 use crate::chunks::flight::Landing;
 use crate::chunks::lanes::Purpose;
 use crate::chunks::shelf::Share;
@@ -133,6 +134,10 @@ impl Chunks {
             let flights = self.fetches.of(layer, parts, Purpose::Demand, u64::from(u32::MAX));
             let mut landed = Landing::new();
             let wanted: Vec<_> = units(range).map(|unit| (tree.verity, unit)).collect();
+            if tree.size <= UNIT {
+                let beside = |flight: &&Arc<Flight>| !flight.keys().iter().any(|key| wanted.contains(key));
+                self.ahead.hold(layer, flights.iter().filter(beside).cloned());
+            }
             for flight in &flights {
                 landed.extend(flight.landed(&wanted).await);
             }
