@@ -7,7 +7,7 @@
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::ABI;
 use landlock::AccessFs;
@@ -88,17 +88,24 @@ pub fn has_landlock() -> bool {
 }
 
 /// Where a worker writes.
-fn directories(request: &MountRequest) -> Vec<&Path> {
-    let mut directories: Vec<&Path> = vec![&request.cache_dir, &request.state_dir, &request.runtime_dir];
-    directories.extend(request.audit.file.parent());
+fn directories(request: &MountRequest) -> Vec<PathBuf> {
+    let places: [&Path; 3] = [&request.cache_dir, &request.state_dir, &request.runtime_dir];
+    let mut directories: Vec<_> = places.into_iter().map(Path::to_owned).collect();
+    let mut files: Vec<&Path> = vec![&request.audit.file];
     if let LogTarget::File(path) = &request.log.target {
-        directories.extend(path.parent());
+        files.push(path);
+    }
+    for file in files {
+        // A log may be a link to one that lies elsewhere.
+        let elsewhere = file.canonicalize().ok();
+        let folders = [file.parent(), elsewhere.as_deref().and_then(Path::parent)];
+        directories.extend(folders.into_iter().flatten().map(Path::to_owned));
     }
     directories
 }
 
 /// Keeps this thread, and all that come from it, from writing anywhere but below these directories.
-fn confine(directories: &[&Path]) -> io::Result<Landlock> {
+fn confine(directories: &[PathBuf]) -> io::Result<Landlock> {
     let Ok(ruleset) = ruleset() else { return Ok(Landlock::Unsupported) };
     let writing = AccessFs::from_write(RIGHTS);
     let mut ruleset = ruleset.handle_access(writing).and_then(Ruleset::create).map_err(io::Error::other)?;
@@ -147,7 +154,7 @@ mod tests {
         fs::write(away.join("read"), "strange").unwrap();
         // What is given up is given up for one thread, and this one ends.
         let confined = std::thread::spawn(move || {
-            let landlock = confine(&[&home]).unwrap();
+            let landlock = confine(std::slice::from_ref(&home)).unwrap();
             assert_eq!(landlock == Landlock::Enforced, has_landlock());
             fs::create_dir(&new).unwrap();
             fs::write(home.join("a"), "ours").unwrap();
@@ -179,7 +186,7 @@ mod tests {
         let [home, away] = ["home", "away"].map(|name| folders.path().join(name));
         fs::create_dir(&away).unwrap();
         let confined = std::thread::spawn(move || {
-            let layers: Vec<_> = (0..20).map(|_| confine(&[&home]).unwrap()).collect();
+            let layers: Vec<_> = (0..20).map(|_| confine(std::slice::from_ref(&home)).unwrap()).collect();
             fs::write(home.join("a"), "ours").unwrap();
             (layers, fs::write(away.join("new"), "").is_err())
         });
