@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -250,7 +249,7 @@ pub fn asks_helpers(given: Option<&Path>) -> bool {
     let files = given.map_or_else(usual_files, |file| vec![file.to_owned()]);
     files.into_iter().any(|file| {
         let mut content = Vec::new();
-        let read = File::open(file).and_then(|file| file.take(METADATA_LIMIT).read_to_end(&mut content));
+        let read = files::open_regular(&file).and_then(|(file, _)| file.take(METADATA_LIMIT).read_to_end(&mut content));
         // One that cannot be read or understood is an error when it is needed.
         let config = read.ok().and_then(|_| serde_json::from_slice::<Config>(&content).ok());
         config.is_some_and(|config| !config.creds_store.is_empty() || !config.cred_helpers.is_empty())
