@@ -234,9 +234,10 @@ fn without_unknown_logs(bundle: &Bundle, root: &TrustedRoot) -> Result<Bundle, S
     Ok(bundle)
 }
 
-/// Rekor v2 does not sign when it took an entry in. The log's key must have been valid at the time that the timestamps say.
+/// Rekor v2 does not sign when it took an entry in, and of an entry without a promise no log has said so. The log's key
+/// must have been valid at the time that the timestamps say.
 fn logged_in_time(entry: &TransparencyLogEntry, times: &[Timestamp], root: &TrustedRoot) -> Result<(), String> {
-    if entry.kind_version != KindVersion::HashedRekordV002 {
+    if entry.kind_version != KindVersion::HashedRekordV002 && entry.inclusion_promise.is_some() {
         return Ok(());
     }
     let log = root.parts().tlogs.iter().find(|log| log.log_id.key_id == entry.log_id.key_id);
