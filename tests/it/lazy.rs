@@ -327,6 +327,46 @@ fn threads_that_read_at_random_through_one_descriptor_are_served_side_by_side() 
 }
 
 #[test]
+fn nobody_waits_for_the_rest_of_a_request() {
+    if !host::can_mount() {
+        return;
+    }
+    let (bytes, kit) = large(40);
+    let (stalls, stalled) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+    let (now, seen) = (Arc::clone(&stalls), Arc::clone(&stalled));
+    // What is read ahead comes for a mebibyte and a little, and no further.
+    let indexed = Indexed::with(&kit, move |asked, answer| match asked.range() {
+        Some((first, last)) if now.load(Ordering::SeqCst) && last - first > 3 * UNIT as usize => {
+            seen.lock().unwrap().push((first as u64, last as u64));
+            answer.stall(2 * UNIT as usize + 1000)
+        }
+        _ => answer,
+    });
+    let mount = indexed.kitfs.mount(&indexed.reference);
+    let path = mount.at("model/weights.bin");
+    // What is read ahead is given up with the last descriptor.
+    let reader = File::open(&path).unwrap();
+    stalls.store(true, Ordering::SeqCst);
+    let (first, last) = (0..)
+        .find_map(|piece| {
+            assert!(piece < 32, "nothing was read ahead");
+            reader.read_exact_at(&mut vec![0; UNIT as usize / 2], piece * UNIT / 2).unwrap();
+            stalled.lock().unwrap().first().copied()
+        })
+        .unwrap();
+    let place = first / UNIT * UNIT;
+    let file = File::open(&path).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut read = vec![0; 4096];
+    file.read_exact_at(&mut read, place).unwrap();
+    assert!(read == bytes[place as usize..][..4096], "wrong bytes at {place}");
+    let again = indexed.ranges(0).into_iter().find(|(start, len)| *start > first && start + len == last + 1);
+    assert_eq!(again, None, "the first unit came with the second try for the others");
+    drop((file, reader));
+    mount.unmount();
+}
+
+#[test]
 fn small_files_that_lie_side_by_side_come_together() {
     if !host::can_mount() {
         return;
