@@ -37,6 +37,7 @@ use crate::store::RangeLock;
 use crate::verify::Unverified;
 use crate::verify::Verified;
 use crate::verity::FileTree;
+use crate::verity::UNIT;
 
 /// How often a process looks whether another one has fetched what both want.
 const LOCK_POLL: Duration = Duration::from_millis(10);
@@ -80,7 +81,8 @@ impl Fetches {
     }
 
     /// The fetches that bring these parts, which are in the layer's order: those that are under way, and
-    /// new ones of at most `most` bytes for the rest.
+    /// new ones of at most `most` bytes for the rest. What a reader waits for is fetched apart where a fetch that is
+    /// under way brings much else before it.
     pub(super) fn of(
         self: &Arc<Self>,
         layer: &Arc<Layer>,
@@ -96,6 +98,9 @@ impl Fetches {
         for part in parts {
             let mut found = under_way.get(&part.key()).and_then(Weak::upgrade);
             spent.extend(found.take_if(|flight| !flight.brings(&part.key())));
+            if purpose == Purpose::Demand && layer.flows() {
+                spent.extend(found.take_if(|flight| flight.before(&part.key()) as u64 * UNIT > SEGMENT));
+            }
             let follows = match (run.first(), run.last()) {
                 (Some(first), Some(last)) => {
                     let near = last.content.end..=last.content.end + GAP;
@@ -148,13 +153,13 @@ impl Fetches {
         layer: Arc<Layer>,
         parts: Vec<Part>,
         purpose: Purpose,
-        mut demand: watch::Receiver<bool>,
+        mut demand: watch::Receiver<usize>,
         arrivals: &Arrivals,
     ) {
         let mut lane = tokio::select! {
             biased;
             lane = self.lanes.take(purpose) => lane,
-            () = async { drop(demand.wait_for(|demanded| *demanded).await) } => self.lanes.take(Purpose::Demand).await,
+            () = async { drop(demand.wait_for(|demanded| *demanded > 0).await) } => self.lanes.take(Purpose::Demand).await,
         };
         let Some(span) = span(&parts) else { return };
         let lock = self.lock_range(&layer, span).await.map(Arc::new);
@@ -258,6 +263,10 @@ impl Fetches {
         let fetches = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             let keep = |part: &Part| {
+                if fetches.shelf.has(&part.tree, part.unit) {
+                    // Somebody could not wait, and has fetched it apart.
+                    return Some(Ok(None));
+                }
                 let (begin, end) = (part.content.start.checked_sub(start)?, part.content.end - start);
                 let place = places.get((begin / BUFFER as u64) as usize).or(places.last())?;
                 let bytes = Unverified::cut(&pieces, &(begin..end))?;
@@ -315,4 +324,39 @@ struct Run {
 /// The bytes of the layer from the first part to the last.
 fn span(parts: &[Part]) -> Option<Range<u64>> {
     Some(parts.first()?.content.start..parts.last()?.content.end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verity::VerityDigest;
+
+    const LARGE: VerityDigest = VerityDigest([1; 32]);
+
+    /// A fetch that goes on for ever, of eight units of a file, and where to say what has come.
+    fn flight(is_demanded: bool) -> (Arc<Flight>, Arrivals) {
+        let (mut given, keys) = (None, (0..8).map(|unit| (LARGE, unit)).collect());
+        let flight = Flight::begin(keys, is_demanded, &Arc::default(), |arrivals, _| {
+            given = Some(arrivals);
+            tokio::spawn(std::future::pending::<()>()).abort_handle()
+        });
+        (flight, given.unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_has_come_and_what_is_waited_for_holds_nobody_up() {
+        let (flight, arrivals) = flight(false);
+        let before = |unit| flight.before(&(LARGE, unit));
+        assert_eq!([0, 1, 7].map(before), [0, 1, 7]);
+        arrivals.land([0, 1].map(|unit| ((LARGE, unit), Ok(None))));
+        assert_eq!([2, 7].map(before), [0, 5]);
+        let waits = flight.landed(&[(LARGE, 4)]);
+        assert!(tokio::time::timeout(Duration::ZERO, waits).await.is_err());
+        assert_eq!([3, 5, 7].map(before), [0, 0, 2]);
+    }
+
+    #[tokio::test]
+    async fn what_a_reader_asked_for_is_all_waited_for() {
+        assert_eq!(flight(true).0.before(&(LARGE, 7)), 0);
+    }
 }

@@ -27,8 +27,8 @@ pub(super) struct Flight {
     keys: Vec<Key>,
     /// Closed when it is over.
     landing: watch::Receiver<Landing>,
-    /// Whether a reader waits for it by now, whatever it was begun for.
-    demanded: watch::Sender<bool>,
+    /// How many of the parts, from the first on, somebody waits for by now, whatever it was begun for.
+    demanded: watch::Sender<usize>,
     task: AbortHandle,
     under_way: Arc<UnderWay>,
 }
@@ -55,16 +55,16 @@ impl Arrivals {
 }
 
 impl Flight {
-    /// Begins a fetch of these parts. `spawn` is given where to say what comes of it, and what turns true once a
+    /// Begins a fetch of these parts. `spawn` is given where to say what comes of it, and what is more than 0 once a
     /// reader waits.
     pub(super) fn begin(
         keys: Vec<Key>,
         is_demanded: bool,
         under_way: &Arc<UnderWay>,
-        spawn: impl FnOnce(Arrivals, watch::Receiver<bool>) -> AbortHandle,
+        spawn: impl FnOnce(Arrivals, watch::Receiver<usize>) -> AbortHandle,
     ) -> Arc<Self> {
         let (arrivals, landing) = watch::channel(Landing::new());
-        let (demanded, demand) = watch::channel(is_demanded);
+        let (demanded, demand) = watch::channel(if is_demanded { keys.len() } else { 0 });
         let task = spawn(Arrivals(arrivals), demand);
         Arc::new(Self { keys, landing, demanded, task, under_way: Arc::clone(under_way) })
     }
@@ -76,13 +76,21 @@ impl Flight {
 
     /// What came of these, waited for by a reader. Of those that it does not bring nothing is said.
     pub(super) async fn landed(&self, keys: &[Key]) -> Landing {
-        self.demanded.send_replace(true);
+        let last = self.keys.iter().rposition(|key| keys.contains(key)).map_or(0, |last| last + 1);
+        self.demanded.send_modify(|demanded| *demanded = last.max(*demanded));
         let wanted: Vec<_> = keys.iter().filter(|key| self.keys.contains(key)).collect();
         let mut landing = self.landing.clone();
         // It may be over before all have come.
         drop(landing.wait_for(|landing| wanted.iter().all(|key| landing.contains_key(key))).await);
         let landing = self.landing.borrow();
         wanted.into_iter().filter_map(|key| Some((*key, landing.get(key)?.clone()))).collect()
+    }
+
+    /// How many parts of the same file come before this one that nobody waits for.
+    pub(super) fn before(&self, key: &Key) -> usize {
+        let (landing, demanded) = (self.landing.borrow(), *self.demanded.borrow());
+        let before = self.keys.iter().take_while(|other| *other != key).skip(demanded);
+        before.filter(|other| other.0 == key.0 && !landing.contains_key(other)).count()
     }
 
     /// Waits until it is over, in no hurry.

@@ -367,6 +367,43 @@ fn nobody_waits_for_the_rest_of_a_request() {
 }
 
 #[test]
+fn nobody_waits_for_what_others_will_read() {
+    if !host::can_mount() {
+        return;
+    }
+    // Whoever reads the header of such a file will read all of it.
+    let mut bytes = [&2_u64.to_le_bytes()[..], b"{}"].concat();
+    bytes.extend(noise(3, 96 * UNIT as usize));
+    let kit = Kit::named("large").with(Base::Model, "model", [file("model/weights.safetensors", bytes.clone())]);
+    // Of much that is read ahead comes a unit and a little, and no more.
+    let (stalls, stalled) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None::<(u64, u64)>)));
+    let (now, seen) = (Arc::clone(&stalls), Arc::clone(&stalled));
+    let indexed = Indexed::with(&kit.pack(), move |asked, answer| match asked.range() {
+        Some((first, last)) if now.load(Ordering::SeqCst) && last - first > 8 * UNIT as usize => {
+            seen.lock().unwrap().get_or_insert((first as u64, last as u64));
+            answer.stall(UNIT as usize + 1000)
+        }
+        _ => answer,
+    });
+    let mount = indexed.kitfs.mount(&indexed.reference);
+    stalls.store(true, Ordering::SeqCst);
+    let file = File::open(mount.at("model/weights.safetensors")).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    file.read_exact_at(&mut [0; 4096], 0).unwrap();
+    assert!(host::soon(60, || stalled.lock().unwrap().is_some()), "nothing was read far ahead");
+    let (first, last) = stalled.lock().unwrap().unwrap();
+    let before = indexed.asked();
+    let place = (first / UNIT + 7) * UNIT;
+    let mut read = vec![0; 4096];
+    file.read_exact_at(&mut read, place).unwrap();
+    assert!(read == bytes[place as usize..][..4096], "wrong bytes at {place}");
+    let ranges = indexed.ranges(before);
+    assert!(ranges.contains(&(first + 7 * UNIT, UNIT)), "{ranges:?} while {first} to {last} come");
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
 fn small_files_that_lie_side_by_side_come_together() {
     if !host::can_mount() {
         return;

@@ -42,7 +42,7 @@ impl Sky {
         let flight = Flight::begin(run.clone(), false, &self.under_way, |arrivals, mut demand| {
             spawn(async move {
                 // What is fetched ahead may wait until somebody wants it.
-                if demand.wait_for(|demanded| *demanded).await.is_err() {
+                if demand.wait_for(|demanded| *demanded > 0).await.is_err() {
                     return;
                 }
                 for key in run {
