@@ -15,25 +15,31 @@ use kitfs::kit::name::KitPath;
 use kitfs::policy::{Named, Policies, Request, Verdict};
 use kitfs::store;
 use kitfs::trust::{
-    Findings, Limits, Material, Message, PublicKey, TrustedRoot, examine, examine_artifact, examine_model,
+    Findings, Limits, Material, Message, ModelSigners, PublicKey, TrustedRoot, examine, examine_artifact, examine_model,
 };
 
 /// The key that signed some of the seeds.
 static KEY: LazyLock<PublicKey> =
     LazyLock::new(|| PublicKey::from_pem(include_bytes!("../data/key.pub")).expect("it is a key"));
 
-/// The Sigstore of the others.
-static ROOT: LazyLock<TrustedRoot> = LazyLock::new(|| {
+/// The Sigstores of the others, as one.
+pub(super) static ROOT: LazyLock<TrustedRoot> = LazyLock::new(|| {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), include_bytes!("../data/trusted_root.json")).expect("our own file");
     TrustedRoot::from_file(file.path()).expect("it is a root")
 });
 
+/// What the holders of the certificates in the seeds signed.
+pub(super) const ARTIFACT: &[u8] = include_bytes!("../data/artifact.bin");
+
+/// Who they are.
+pub(super) const IDENTITY: &str = "release@acme.example (https://accounts.acme.example)";
+
 /// Nothing that was not signed by these two becomes a signature.
 fn check(findings: &Findings) {
     for endorsement in &findings.endorsements {
         let name = endorsement.signer().name();
-        assert!(name == KEY.fingerprint() || name == "release@acme.example (https://accounts.acme.example)", "{name}");
+        assert!(name == KEY.fingerprint() || name == IDENTITY, "{name}");
     }
     assert!(findings.rejected.iter().all(|rejected| !rejected.reason.is_empty()));
 }
@@ -43,10 +49,11 @@ pub fn bundle(data: &[u8]) {
     let (keys, limits) = ([KEY.clone()], Limits::default());
     let material = Material::of_bundle(data, "fuzz");
     let digest = Digest::of(b"a kit");
-    check(&examine_artifact(&material, &Message::of(include_bytes!("../data/artifact.bin")), &keys, &ROOT, &limits));
+    check(&examine_artifact(&material, &Message::of(ARTIFACT), &keys, &ROOT, &limits));
     let of_kit = examine(&material, &digest, &keys, &ROOT, &limits);
     assert!(of_kit.endorsements.is_empty(), "nobody signed this kit");
-    let (models, rejected) = examine_model(data, "fuzz", &keys, &ROOT, &limits);
+    let signers = ModelSigners { keys: &keys, authorities: &[] };
+    let (models, rejected) = examine_model(data, "fuzz", signers, &ROOT, &limits);
     assert!(!models.is_empty() || !rejected.is_empty());
 }
 
@@ -98,7 +105,7 @@ pub fn signature(data: &[u8]) {
     let files = [("a", 1), ("b/c", 6), ("empty", 0), ("m/a", 1), ("m/model.sig", 9)];
     let files = files.map(|(path, size)| (KitPath::parse(path.as_bytes()).expect("it is a path"), size));
     let files = BTreeMap::from(files);
-    let (models, _) = examine_model(&bundle, "fuzz", keys, &ROOT, &limits);
+    let (models, _) = examine_model(&bundle, "fuzz", ModelSigners { keys, authorities: &[] }, &ROOT, &limits);
     for model in models {
         let Ok(plan) = model.manifest.plan(&files, None) else { continue };
         for (path, size) in &files {

@@ -134,6 +134,9 @@ pub enum Task {
         /// of the signatures of the kit, only what policy files ask for is asked.
         #[arg(long, value_name = "FILE_OR_PATH_IN_KIT")]
         model_signature: Option<OsString>,
+        /// Certificates of authorities whose holders may have signed the model: PEM (repeatable: any of them)
+        #[arg(long, value_name = "FILE", env = "KITFS_MODEL_CA", requires = "model_signature")]
+        model_ca: Vec<PathBuf>,
     },
     /// Verify everything of a kit into the cache, so that a later mount needs no network
     Pull {

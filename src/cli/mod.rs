@@ -145,8 +145,9 @@ async fn carry_out_with(kits: &Kits, task: Task) -> Result<(), Error> {
         Task::Cat { reference, path } => cat::run(kits, &reference, &path).await,
         Task::Export { reference, directory } => export::run(kits, &reference, &directory).await,
         Task::Inspect { reference } => inspect::run(kits, &reference).await,
-        Task::Verify { reference, model_signature } => {
-            let task = model_signature.as_deref().map_or(Then::Nothing, Then::CheckModel);
+        Task::Verify { reference, model_signature, model_ca } => {
+            let check = |file| Then::CheckModel(file, &model_ca);
+            let task = model_signature.as_deref().map_or(Then::Nothing, check);
             verify::run(kits, &reference, Purpose::Check, task).await
         }
         Task::Pull { reference, attach_index, sign_key } => {

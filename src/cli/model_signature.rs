@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::cli::cat;
 use crate::cli::failure::Error;
@@ -19,6 +20,7 @@ use crate::kit::name::KitPath;
 use crate::kit::tree::Inode;
 use crate::trust;
 use crate::trust::ModelSignature;
+use crate::trust::ModelSigners;
 
 /// A model signature that holds for the files of a kit.
 #[derive(Debug)]
@@ -32,8 +34,8 @@ pub struct Held {
 }
 
 /// Checks the files against the signature in `given`: a file of this host, else a path in the kit.
-pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held, Error> {
-    let wanted = Wanted::new(&config.policy.keys, &config.policy.identity)?;
+pub async fn check(files: &KitFs, config: &Config, given: &OsStr, authorities: &[PathBuf]) -> Result<Held, Error> {
+    let wanted = Wanted::of_model(&config.policy.keys, authorities, &config.policy.identity)?;
     let root = trusted_root::in_use(config, config.policy.trusted_root.as_deref())?;
     let limits = &config.limits;
     let (bundle, within) = match Path::new(given).is_file() {
@@ -48,8 +50,9 @@ pub async fn check(files: &KitFs, config: &Config, given: &OsStr) -> Result<Held
         }
     };
     let found = given.to_string_lossy();
+    let signers = ModelSigners { keys: &wanted.keys, authorities: &wanted.authorities };
     let refused = |why: String| Error::Bundle { bundle: given.into(), why };
-    let (signatures, rejected) = trust::examine_model(&bundle, &found, &wanted.keys, &root, limits);
+    let (signatures, rejected) = trust::examine_model(&bundle, &found, signers, &root, limits);
     let (by_wanted, by_others): (Vec<_>, Vec<_>) =
         signatures.into_iter().partition(|signature| wanted.accepts(signature.endorsement.signer()));
     let Some(ModelSignature { endorsement, manifest }) = by_wanted.into_iter().next() else {

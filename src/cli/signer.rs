@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::cli::failure::Error;
 use crate::policy;
 use crate::policy::Identity;
+use crate::trust::CertificateAuthority;
 use crate::trust::PublicKey;
 use crate::trust::Signer;
 use crate::trust::SigningKey;
@@ -17,24 +18,38 @@ use crate::trust::SigningKey;
 /// Whose signature is asked for.
 pub struct Wanted {
     pub keys: Vec<PublicKey>,
+    pub authorities: Vec<CertificateAuthority>,
     holder: Option<policy::Wanted>,
 }
 
 impl Wanted {
     /// Reads the keys and expressions; without any of them anybody could have signed, which is wrong usage.
     pub fn new(keys: &[PathBuf], identity: &Identity) -> Result<Self, Error> {
-        let keys = keys.iter().map(|path| policy::read_key(path)).collect::<Result<Vec<_>, _>>()?;
-        let holder = (*identity != Identity::default()).then(|| identity.wanted()).transpose()?;
-        if keys.is_empty() && holder.is_none() {
-            return Err(Error::Usage("--key or a certificate identity is needed: else anybody may have signed".into()));
+        match Self::read(keys, &[], identity)? {
+            Some(wanted) => Ok(wanted),
+            None => Err(Error::Usage("--key or a certificate identity is needed: else anybody may have signed".into())),
         }
-        Ok(Self { keys, holder })
     }
 
-    /// Whether this is somebody who is asked for. Only keys that were given are tried.
+    /// The same of a model, which holders of certificates of an authority may have signed too.
+    pub fn of_model(keys: &[PathBuf], authorities: &[PathBuf], identity: &Identity) -> Result<Self, Error> {
+        let nobody = "--key, --model-ca or a certificate identity is needed: else anybody may have signed the model";
+        Self::read(keys, authorities, identity)?.ok_or_else(|| Error::Usage(nobody.into()))
+    }
+
+    fn read(keys: &[PathBuf], authorities: &[PathBuf], identity: &Identity) -> Result<Option<Self>, Error> {
+        let keys = keys.iter().map(|path| policy::read_key(path)).collect::<Result<Vec<_>, _>>()?;
+        let authorities = authorities.iter().map(|path| policy::read_authorities(path));
+        let authorities: Vec<_> = authorities.collect::<Result<Vec<_>, _>>()?.concat();
+        let holder = (*identity != Identity::default()).then(|| identity.wanted()).transpose()?;
+        let is_anybody = keys.is_empty() && authorities.is_empty() && holder.is_none();
+        Ok((!is_anybody).then_some(Self { keys, authorities, holder }))
+    }
+
+    /// Whether this is somebody who is asked for. Only keys and authorities that were given are tried.
     pub fn accepts(&self, signer: &Signer) -> bool {
         match signer {
-            Signer::Key { .. } => true,
+            Signer::Key { .. } | Signer::Certified { .. } => true,
             Signer::Certificate(_) => self.holder.as_ref().is_some_and(|holder| holder.accepts(&signer.into())),
         }
     }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -67,8 +68,9 @@ pub enum Purpose {
 pub enum Then<'a> {
     /// Nothing.
     Nothing,
-    /// A model signature is checked: one in a file, or at a path in the kit.
-    CheckModel(&'a OsStr),
+    /// A model signature is checked: one in a file, or at a path in the kit. Holders of certificates of the authorities
+    /// in these files may have made it.
+    CheckModel(&'a OsStr, &'a [PathBuf]),
     /// The index that the pass produced is pushed beside the kit, signed if there is a key.
     AttachIndex(Option<&'a SigningKey>),
 }
@@ -132,8 +134,8 @@ async fn check(
     document.mountable = true;
     match then {
         Then::Nothing => {}
-        Then::CheckModel(model) => {
-            let held = model_signature::check(&files, kits.config(), model).await?;
+        Then::CheckModel(model, authorities) => {
+            let held = model_signature::check(&files, kits.config(), model, authorities).await?;
             document.model_signature =
                 Some(Model { signer: held.signer, directory: held.root.to_string(), files_outside: held.outside });
         }

@@ -177,6 +177,9 @@ impl From<&trust::Signer> for Signer {
                 issuer: certificate.issuer.clone(),
                 extensions: certificate.extensions.clone(),
             },
+            trust::Signer::Certified { subject, authority } => {
+                Self::Certified { subject: subject.clone(), authority: authority.clone() }
+            }
         }
     }
 }
@@ -187,6 +190,7 @@ impl Signer {
         let (kind, identity, issuer) = match self {
             Self::Key { fingerprint } => (SignerKind::Key, fingerprint, None),
             Self::Certificate { identity, issuer, .. } => (SignerKind::Certificate, identity, Some(issuer.clone())),
+            Self::Certified { subject, authority } => (SignerKind::Certificate, subject, Some(authority.clone())),
         };
         Shown {
             predicate_type: None,

@@ -29,6 +29,7 @@ use crate::policy::rule::Signers;
 use crate::policy::signer::Matcher;
 use crate::policy::signer::Wanted;
 use crate::policy::text::duration;
+use crate::trust::CertificateAuthority;
 use crate::trust::PublicKey;
 use crate::trust::TrustedRoot;
 
@@ -98,6 +99,7 @@ struct RuleTable {
 #[serde(deny_unknown_fields)]
 struct SignerTable {
     key: Option<PathBuf>,
+    ca: Option<PathBuf>,
     identity: Option<String>,
     identity_regexp: Option<String>,
     issuer: Option<String>,
@@ -177,7 +179,7 @@ impl Policy {
             return Err(PolicyError::Invalid { path: path.into(), key: "version".into(), why });
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        let reader = Reader { path, folder, keys: Vec::new() };
+        let reader = Reader { path, folder, keys: Vec::new(), authorities: Vec::new() };
         let rules = document.rule.into_iter().zip(1..).map(|(table, number)| reader.clone().rule(table, number));
         let rules: Vec<_> = rules.collect::<Result<_, _>>()?;
         for (number, rule) in rules.iter().enumerate() {
@@ -202,12 +204,20 @@ impl Policy {
     }
 }
 
-/// Reads the tables of one rule. Keys that are named on the way are collected.
+/// What somebody signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Kits,
+    Models,
+}
+
+/// Reads the tables of one rule. Keys and authorities that are named on the way are collected.
 #[derive(Clone)]
 struct Reader<'a> {
     path: &'a Path,
     folder: &'a Path,
     keys: Vec<PublicKey>,
+    authorities: Vec<CertificateAuthority>,
 }
 
 impl Reader<'_> {
@@ -231,7 +241,8 @@ impl Reader<'_> {
         let signatures = signatures.collect::<Result<_, _>>()?;
         let attestations = table.attestation.into_iter().map(|table| self.attestation(table, &place));
         let attestations = attestations.collect::<Result<_, _>>()?;
-        let indexes = table.indexes.map(|tables| self.signers(tables, &format!("indexes of {place}"))).transpose()?;
+        let indexes = format!("indexes of {place}");
+        let indexes = table.indexes.map(|tables| self.signers(tables, Of::Kits, &indexes)).transpose()?;
         let models = table.model_signature.into_iter().map(|table| self.model(table, &place));
         let models = models.collect::<Result<_, _>>()?;
         let rego = table.rego.into_iter().map(|table| self.rego(table, &place)).collect::<Result<_, _>>()?;
@@ -248,13 +259,14 @@ impl Reader<'_> {
             models,
             rego,
             keys: self.keys,
+            authorities: self.authorities,
         })
     }
 
     fn signature(&mut self, table: SignatureTable, place: &str) -> Result<SignatureBlock, PolicyError> {
         let place = format!("signature of {place}");
         Ok(SignatureBlock {
-            signers: self.demanded(table.any, table.at_least, table.all, &place)?,
+            signers: self.demanded(table.any, table.at_least, table.all, Of::Kits, &place)?,
             demands: Demands { log: table.log, timestamp: table.timestamp },
             annotations: table.annotations,
         })
@@ -266,7 +278,7 @@ impl Reader<'_> {
         let claims = table.r#where.into_iter().map(Claim::parse).collect::<Result<_, _>>();
         let rego = table.rego.map(|file| self.module(&file, "signature", &place)).transpose()?;
         Ok(AttestationBlock {
-            signers: self.demanded(table.any, table.at_least, table.all, &place)?,
+            signers: self.demanded(table.any, table.at_least, table.all, Of::Kits, &place)?,
             demands: Demands { log: table.log, timestamp: table.timestamp },
             max_age: max_age.map_err(|why| self.invalid(format!("max_age in {place}"), why))?,
             claims: claims.map_err(|why| self.invalid(&place, why))?,
@@ -283,7 +295,7 @@ impl Reader<'_> {
             return Err(self.invalid(place, format!("{file:?} is no file of a kit")));
         }
         Ok(ModelBlock {
-            signers: self.demanded(table.any, table.at_least, table.all, &place)?,
+            signers: self.demanded(table.any, table.at_least, table.all, Of::Models, &place)?,
             demands: Demands { log: table.log, timestamp: table.timestamp },
             file,
         })
@@ -294,10 +306,11 @@ impl Reader<'_> {
         any: Vec<SignerTable>,
         at_least: Option<usize>,
         all: Vec<SignerTable>,
+        of: Of,
         place: &str,
     ) -> Result<Signers, PolicyError> {
-        let signers =
-            Signers { any: self.signers(any, place)?, at_least: at_least.unwrap_or(1), all: self.signers(all, place)? };
+        let (any, all) = (self.signers(any, of, place)?, self.signers(all, of, place)?);
+        let signers = Signers { any, at_least: at_least.unwrap_or(1), all };
         let why = if signers.any.is_empty() && signers.all.is_empty() {
             "it says neither any nor all: who?"
         } else if at_least.is_some() && signers.any.is_empty() {
@@ -315,25 +328,42 @@ impl Reader<'_> {
         Err(self.invalid(place, why))
     }
 
-    fn signers(&mut self, tables: Vec<SignerTable>, place: &str) -> Result<Vec<Wanted>, PolicyError> {
-        tables.into_iter().map(|table| self.signer(table, place)).collect()
+    fn signers(&mut self, tables: Vec<SignerTable>, of: Of, place: &str) -> Result<Vec<Wanted>, PolicyError> {
+        tables.into_iter().map(|table| self.signer(table, of, place)).collect()
     }
 
-    fn signer(&mut self, table: SignerTable, place: &str) -> Result<Wanted, PolicyError> {
-        let SignerTable { key, identity, identity_regexp, issuer, issuer_regexp, extensions } = table;
-        let is_certificate = [&identity, &identity_regexp, &issuer, &issuer_regexp].into_iter().any(Option::is_some);
-        match key {
-            Some(_) if is_certificate || !extensions.is_empty() => {
+    fn signer(&mut self, table: SignerTable, of: Of, place: &str) -> Result<Wanted, PolicyError> {
+        let SignerTable { key, ca, identity, identity_regexp, issuer, issuer_regexp, extensions } = table;
+        let is_certificate = [&identity, &identity_regexp, &issuer, &issuer_regexp].into_iter().any(Option::is_some)
+            || !extensions.is_empty();
+        match (key, ca) {
+            (Some(_), Some(_)) => Err(self.invalid(place, "a signer is a key or a ca, not both")),
+            (Some(_), None) if is_certificate => {
                 Err(self.invalid(place, "a signer is a key, or an identity with its issuer, not both"))
             }
-            Some(file) => {
+            (None, Some(_)) if is_certificate => {
+                Err(self.invalid(place, "a signer is a ca, or an identity with its issuer, not both"))
+            }
+            (None, Some(_)) if of == Of::Kits => {
+                let why = "a ca says who signs models: without a log its certificates count for nothing else";
+                Err(self.invalid(place, why))
+            }
+            (None, Some(file)) => {
+                let name = file.display().to_string();
+                let read = read_authorities(&self.folder.join(&file));
+                let read = read.map_err(|error| error.in_policy(self.path, place))?;
+                let fingerprints = read.iter().map(CertificateAuthority::fingerprint).collect();
+                self.authorities.extend(read);
+                Ok(Wanted::Authority { name, fingerprints })
+            }
+            (Some(file), None) => {
                 let name = file.display().to_string();
                 let key = read_key(&self.folder.join(&file)).map_err(|error| error.in_policy(self.path, place))?;
                 let fingerprint = key.fingerprint();
                 self.keys.push(key);
                 Ok(Wanted::Key { name, fingerprint })
             }
-            None => {
+            (None, None) => {
                 let invalid = |why: String| self.invalid(place, why);
                 let identity = Matcher::parse(identity, identity_regexp, "identity").map_err(invalid)?;
                 let issuer = Matcher::parse(issuer, issuer_regexp, "issuer").map_err(invalid)?;
@@ -394,6 +424,12 @@ impl Reader<'_> {
 pub fn read_key(path: &Path) -> Result<PublicKey, PolicyError> {
     let unreadable = |why: String| PolicyError::Unreadable { path: path.into(), why };
     PublicKey::from_pem(&read(path)?).map_err(|error| unreadable(chain(&error)))
+}
+
+/// The authorities in a PEM file.
+pub fn read_authorities(path: &Path) -> Result<Vec<CertificateAuthority>, PolicyError> {
+    let unreadable = |why: String| PolicyError::Unreadable { path: path.into(), why };
+    CertificateAuthority::from_pem(&read(path)?).map_err(|error| unreadable(chain(&error)))
 }
 
 /// A file of text.

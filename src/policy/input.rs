@@ -60,6 +60,12 @@ fn seal(seal: &Seal) -> Value {
             shown["issuer"] = json!(issuer);
             shown["extensions"] = json!(extensions);
         }
+        Signer::Certified { subject, authority } => {
+            shown["kind"] = json!("certificate");
+            shown["identity"] = json!(subject);
+            shown["issuer"] = json!(authority);
+            shown["extensions"] = json!({});
+        }
     }
     shown
 }

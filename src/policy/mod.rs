@@ -32,6 +32,7 @@ pub use decision::Shown;
 pub use decision::SignerKind;
 pub use decision::Verdict;
 pub use file::PolicyError;
+pub use file::read_authorities;
 pub use file::read_key;
 pub use indexes::IndexRefused;
 pub use model::Judgement;
@@ -290,6 +291,7 @@ impl Policies {
                 mode: rule.mode,
                 block: block.clone(),
                 keys: rule.keys.clone(),
+                authorities: rule.authorities.clone(),
                 root: self.root_for(rule, loaded).map_err(|error| ledger::chain(&error)),
                 limits: *limits,
             };

@@ -13,8 +13,10 @@ use crate::policy::rule::Mode;
 use crate::policy::rule::Signers;
 use crate::policy::signer::Signer;
 use crate::trust;
+use crate::trust::CertificateAuthority;
 use crate::trust::Limits;
 use crate::trust::ModelSignature;
+use crate::trust::ModelSigners;
 use crate::trust::PublicKey;
 use crate::trust::TrustedRoot;
 
@@ -36,6 +38,7 @@ pub struct ModelDemand {
     pub(in crate::policy) mode: Mode,
     pub(in crate::policy) block: ModelBlock,
     pub(in crate::policy) keys: Vec<PublicKey>,
+    pub(in crate::policy) authorities: Vec<CertificateAuthority>,
     pub(in crate::policy) root: Result<TrustedRoot, String>,
     pub(in crate::policy) limits: Limits,
 }
@@ -80,7 +83,8 @@ impl ModelDemand {
             Ok(root) => root,
             Err(why) => return (Vec::new(), vec![why.clone()]),
         };
-        let (signatures, rejected) = trust::examine_model(bundle, found, &self.keys, root, &self.limits);
+        let signers = ModelSigners { keys: &self.keys, authorities: &self.authorities };
+        let (signatures, rejected) = trust::examine_model(bundle, found, signers, root, &self.limits);
         let mut misses: Vec<_> = rejected.into_iter().map(|rejected| format!("{found}: {}", rejected.reason)).collect();
         let mut accepted = Vec::new();
         for signature in signatures {

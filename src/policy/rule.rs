@@ -23,6 +23,7 @@ use crate::policy::request::Named;
 use crate::policy::request::Request;
 use crate::policy::signer::Signer;
 use crate::policy::signer::Wanted;
+use crate::trust::CertificateAuthority;
 use crate::trust::PublicKey;
 use crate::trust::TrustedRoot;
 
@@ -37,6 +38,8 @@ pub struct Rule {
     pub trusted_root: Option<TrustedRoot>,
     /// The keys that its blocks name.
     pub keys: Vec<PublicKey>,
+    /// The authorities that its blocks name.
+    pub authorities: Vec<CertificateAuthority>,
     /// How a kit must be named.
     pub references: References,
     /// The kits that it may build on; `None` is any.
@@ -166,6 +169,7 @@ impl Rule {
             mode: Mode::Enforce,
             trusted_root: None,
             keys: Vec::new(),
+            authorities: Vec::new(),
             references: References::Tag,
             parents: None,
             indexes: None,

@@ -23,6 +23,13 @@ pub enum Signer {
         /// What the provider says of a CI run, by the names of the documentation.
         extensions: BTreeMap<String, String>,
     },
+    /// Whom an authority that a policy names certified.
+    Certified {
+        /// The subject of the certificate.
+        subject: String,
+        /// `ca:sha256:<hexadecimal digest of its public key as SubjectPublicKeyInfo>`.
+        authority: String,
+    },
 }
 
 /// Whom a policy accepts.
@@ -44,6 +51,13 @@ pub enum Wanted {
         /// Extensions that the certificate must have, with these values.
         extensions: BTreeMap<String, Matcher>,
     },
+    /// Anybody with a certificate of one of these authorities.
+    Authority {
+        /// The file as the policy names it.
+        name: String,
+        /// As in [`Signer::Certified`].
+        fingerprints: Vec<String>,
+    },
 }
 
 /// A text, or a regular expression that has to match the whole text.
@@ -61,6 +75,7 @@ impl Signer {
         match self {
             Self::Key { fingerprint } => (fingerprint, None),
             Self::Certificate { identity, issuer, .. } => (identity, Some(issuer)),
+            Self::Certified { subject, authority } => (subject, Some(authority)),
         }
     }
 }
@@ -98,6 +113,9 @@ impl Wanted {
                     && by.accepts(issuer)
                     && with.iter().all(|(name, value)| extensions.get(name).is_some_and(|found| value.accepts(found)))
             }
+            (Self::Authority { fingerprints, .. }, Signer::Certified { authority, .. }) => {
+                fingerprints.contains(authority)
+            }
             _ => false,
         }
     }
@@ -106,6 +124,7 @@ impl Wanted {
     pub fn is_open(&self) -> bool {
         match self {
             Self::Key { .. } => false,
+            Self::Authority { .. } => true,
             Self::Certificate { identity, issuer, .. } => {
                 matches!(identity, Matcher::Regexp(_)) || matches!(issuer, Matcher::Regexp(_))
             }
@@ -118,6 +137,7 @@ impl fmt::Display for Signer {
         match self {
             Self::Key { fingerprint } => f.write_str(fingerprint),
             Self::Certificate { identity, issuer, .. } => write!(f, "{identity} ({issuer})"),
+            Self::Certified { subject, authority } => write!(f, "{subject} ({authority})"),
         }
     }
 }
@@ -126,6 +146,7 @@ impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key { name, fingerprint } => write!(f, "{name} ({fingerprint})"),
+            Self::Authority { name, fingerprints } => write!(f, "{name} ({})", fingerprints.join(", ")),
             Self::Certificate { identity, issuer, extensions } => {
                 write!(f, "{identity} ({issuer})")?;
                 extensions.iter().try_for_each(|(name, value)| write!(f, " with {name} {value}"))

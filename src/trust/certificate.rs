@@ -46,6 +46,13 @@ const NAMES: [(&str, &str); 21] = [
     ("24", "token_subject"),
 ];
 
+/// Reads PEM `CERTIFICATE`s one after another, at most so many.
+pub(super) fn read_pem(text: &str, most: usize) -> Result<Vec<DerCertificate>, String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let blocks = text.split_inclusive(END).map(str::trim).filter(|block| !block.is_empty()).take(most);
+    blocks.map(|block| DerCertificate::from_pem(block).map_err(|error| error.to_string())).collect()
+}
+
 /// Who a certificate was issued to, and on whose word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Certificate {

@@ -14,12 +14,13 @@ use sigstore_types::HashAlgorithm;
 use sigstore_types::SignatureBytes;
 use sigstore_types::SignatureContent;
 use sigstore_types::bundle::MessageSignature;
-use sigstore_types::bundle::VerificationMaterialContent;
 
 use crate::digest::Digest;
 use crate::trust::Limits;
+use crate::trust::authority::CertificateAuthority;
 use crate::trust::bundle;
 use crate::trust::certificate::Certificate;
+use crate::trust::chain::Chain;
 use crate::trust::endorsement::Endorsement;
 use crate::trust::endorsement::Rejected;
 use crate::trust::endorsement::Role;
@@ -59,7 +60,8 @@ pub fn examine(
     root: &TrustedRoot,
     limits: &Limits,
 ) -> Findings {
-    let mut findings = examine_about(material, Subject::Manifest(manifest), keys, root, limits);
+    let makers = Makers { keys, authorities: None };
+    let mut findings = examine_about(material, Subject::Manifest(manifest), makers, root, limits);
     findings.rejected.extend(material.unusable.iter().map(|unusable| Rejected {
         found: unusable.found.clone(),
         role: Role::Signature,
@@ -78,30 +80,60 @@ pub fn examine_artifact(
     root: &TrustedRoot,
     limits: &Limits,
 ) -> Findings {
-    examine_about(material, Subject::Artifact(artifact), keys, root, limits)
+    examine_about(material, Subject::Artifact(artifact), Makers { keys, authorities: None }, root, limits)
+}
+
+/// Checks bundles over the files of a model, of which this is the hash over the hashes.
+pub(super) fn examine_statement(
+    material: &Material,
+    over_all: &Digest,
+    makers: Makers<'_>,
+    root: &TrustedRoot,
+    limits: &Limits,
+) -> Findings {
+    examine_about(material, Subject::Manifest(over_all), makers, root, limits)
+}
+
+/// Who may have made a signature, beside those whom a Sigstore certified.
+#[derive(Clone, Copy)]
+pub(super) struct Makers<'a> {
+    pub(super) keys: &'a [PublicKey],
+    /// Of models: what brings a chain of certificates and no log entry may be by one of these keys, or by a holder of a
+    /// certificate of one of these authorities. `model_signing sign certificate` writes such.
+    pub(super) authorities: Option<&'a [CertificateAuthority]>,
 }
 
 fn examine_about(
     material: &Material,
     about: Subject<'_>,
-    keys: &[PublicKey],
+    makers: Makers<'_>,
     root: &TrustedRoot,
     limits: &Limits,
 ) -> Findings {
     let mut findings = Findings::default();
     for item in material.items.iter().take(limits.signatures) {
-        Examination { about, keys, root, limits, item, findings: &mut findings }.run();
+        Examination { about, makers, root, limits, item, findings: &mut findings }.run();
     }
     findings
 }
 
 struct Examination<'a> {
     about: Subject<'a>,
-    keys: &'a [PublicKey],
+    makers: Makers<'a>,
     root: &'a TrustedRoot,
     limits: &'a Limits,
     item: &'a Item,
     findings: &'a mut Findings,
+}
+
+/// Whose word there is for the holder of a certificate.
+enum Voucher<'a> {
+    /// There is no certificate.
+    Nobody,
+    /// A Sigstore's, for the maker of this bundle about that.
+    Sigstore(&'a Bundle, Artifact<'a>),
+    /// That of any of these.
+    Authority(Chain<'a>, &'a [CertificateAuthority]),
 }
 
 /// What is known about an item while it is looked at.
@@ -153,8 +185,11 @@ impl Examination<'_> {
         let attached = Attached { entries: &annotations.entries, timestamps: &annotations.timestamps };
         let content = MessageSignature::new(SignatureBytes::from_bytes(signature));
         let bundle = annotations.bundle(SignatureContent::MessageSignature(content));
-        let bundle = bundle.as_ref().map(|bundle| (bundle, Artifact::from_blob(payload)));
-        let proofs = self.prove(self.keys, signed, attached, bundle)?;
+        let certified = match &bundle {
+            Some(bundle) => Voucher::Sigstore(bundle, Artifact::from_blob(payload)),
+            None => Voucher::Nobody,
+        };
+        let proofs = self.prove(self.makers.keys, signed, attached, certified)?;
         let endorse = |proof| Endorsement::of_payload(proof, payload, manifest, &self.item.found);
         proofs.into_iter().map(endorse).collect()
     }
@@ -169,7 +204,8 @@ impl Examination<'_> {
         claims.signer = claimed(annotations.certificate.as_ref());
         let attached = Attached { entries: &annotations.entries, timestamps: &annotations.timestamps };
         let bundle = annotations.bundle(SignatureContent::DsseEnvelope(envelope.clone()));
-        self.statement(&envelope, attached, bundle.as_ref(), self.keys)
+        let voucher = bundle.as_ref().map_or(Ok(Voucher::Nobody), |bundle| self.certified(bundle))?;
+        self.statement(&envelope, attached, voucher, self.makers.keys)
     }
 
     /// A Sigstore bundle.
@@ -178,10 +214,13 @@ impl Examination<'_> {
         let bundle = bundle::read(&self.item.content)?;
         let material = &bundle.verification_material;
         claims.signer = claimed(bundle.signing_certificate());
-        // What names a certificate was not made by a key that is known otherwise.
-        let (keys, certified) = match &material.content {
-            VerificationMaterialContent::PublicKey(_) => (self.keys, None),
-            _ => (&[][..], Some(&bundle)),
+        let (keys, certified) = match (Chain::of(&bundle), self.makers.authorities) {
+            (None, _) => (self.makers.keys, Voucher::Nobody),
+            (Some(chain), Some(authorities)) if material.tlog_entries.is_empty() => {
+                (self.makers.keys, Voucher::Authority(chain, authorities))
+            }
+            // What names a certificate was not made by a key that is known otherwise.
+            (Some(_), _) => (&[][..], self.certified(&bundle)?),
         };
         let attached = Attached::to(&bundle);
         match &bundle.content {
@@ -198,7 +237,7 @@ impl Examination<'_> {
         &self,
         envelope: &DsseEnvelope,
         attached: Attached<'_>,
-        bundle: Option<&Bundle>,
+        certified: Voucher<'_>,
         keys: &[PublicKey],
     ) -> Result<Vec<Endorsement>, String> {
         if envelope.payload_type != PAYLOAD_TYPE {
@@ -211,8 +250,7 @@ impl Examination<'_> {
         let encoded = envelope.pae();
         let message = Message::of(&encoded);
         let signed = Signed::Envelope { message: &message, envelope };
-        let bundle = bundle.map(|bundle| Ok::<_, String>((bundle, self.artifact()?))).transpose()?;
-        let proofs = self.prove(keys, signed, attached, bundle)?;
+        let proofs = self.prove(keys, signed, attached, certified)?;
         proofs
             .into_iter()
             .map(|proof| Endorsement::of_statement(proof, payload, self.about, &self.item.found))
@@ -224,7 +262,7 @@ impl Examination<'_> {
         &self,
         content: &MessageSignature,
         attached: Attached<'_>,
-        bundle: Option<&Bundle>,
+        certified: Voucher<'_>,
         keys: &[PublicKey],
     ) -> Result<Vec<Endorsement>, String> {
         let Subject::Artifact(artifact) = self.about else {
@@ -237,8 +275,7 @@ impl Examination<'_> {
             }
         }
         let signed = Signed::Message { message: artifact, signature: content.signature.as_bytes() };
-        let bundle = bundle.map(|bundle| Ok::<_, String>((bundle, self.artifact()?))).transpose()?;
-        let proofs = self.prove(keys, signed, attached, bundle)?;
+        let proofs = self.prove(keys, signed, attached, certified)?;
         Ok(proofs.into_iter().map(|proof| Endorsement::of_artifact(proof, &self.item.found)).collect())
     }
 
@@ -248,7 +285,7 @@ impl Examination<'_> {
         keys: &[PublicKey],
         signed: Signed<'_>,
         attached: Attached<'_>,
-        bundle: Option<(&Bundle, Artifact<'_>)>,
+        certified: Voucher<'_>,
     ) -> Result<Vec<Proof>, String> {
         let mut proofs = Vec::new();
         let mut reasons = Vec::new();
@@ -258,15 +295,29 @@ impl Examination<'_> {
                 Err(why) => reasons.push(why),
             }
         }
-        match bundle {
-            Some((bundle, artifact)) => match Proof::by_certificate(bundle, signed, artifact, self.root) {
+        match certified {
+            Voucher::Sigstore(bundle, artifact) => match Proof::by_certificate(bundle, signed, artifact, self.root) {
                 Ok(proof) => proofs.push(proof),
                 Err(why) => reasons.push(why),
             },
-            None if reasons.is_empty() => reasons.push("none of the keys that are trusted made it".into()),
-            None => {}
+            Voucher::Authority(chain, authorities) => {
+                for authority in authorities {
+                    match Proof::by_authority(authority, chain, signed, attached, self.root) {
+                        Ok(proof) => proofs.push(proof),
+                        Err(why) => reasons.push(why),
+                    }
+                }
+            }
+            Voucher::Nobody => {}
+        }
+        if reasons.is_empty() {
+            reasons.push("none of the keys that are trusted made it".into());
         }
         if proofs.is_empty() { Err(reasons.join("; ")) } else { Ok(proofs) }
+    }
+
+    fn certified<'b>(&'b self, bundle: &'b Bundle) -> Result<Voucher<'b>, String> {
+        Ok(Voucher::Sigstore(bundle, self.artifact()?))
     }
 
     /// The subject as the verifier of certificates takes it.

@@ -30,6 +30,8 @@ use sigstore_types::bundle::X509Certificate;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use crate::trust::certificate::read_pem;
+
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
 const CHAIN: &str = "dev.sigstore.cosign/chain";
@@ -125,11 +127,9 @@ impl Annotations {
 
 /// The intermediates of a chain: an anchor that comes along is nobody's anchor.
 fn chain(text: &str) -> Result<Vec<DerCertificate>, String> {
-    const END: &str = "-----END CERTIFICATE-----";
+    let malformed = |why: String| format!("its certificate chain is malformed: {why}");
     let mut intermediates = Vec::new();
-    for block in text.split_inclusive(END).map(str::trim).filter(|block| !block.is_empty()).take(CHAIN_LIMIT) {
-        let malformed = |why: String| format!("its certificate chain is malformed: {why}");
-        let der = DerCertificate::from_pem(block).map_err(|error| malformed(error.to_string()))?;
+    for der in read_pem(text, CHAIN_LIMIT).map_err(malformed)? {
         let parsed = Certificate::from_der(der.as_bytes()).map_err(|error| malformed(error.to_string()))?;
         if parsed.tbs_certificate.issuer != parsed.tbs_certificate.subject {
             intermediates.push(der);

@@ -7,6 +7,7 @@
 //! Signatures are those of cosign 2 and 3, and of everything else that writes Sigstore bundles; roots are
 //! Sigstore's. No network is used but the kit's own source, in [`Material::collect`].
 
+mod authority;
 mod bundle;
 mod certificate;
 mod chain;
@@ -27,6 +28,8 @@ mod statement;
 use serde::Deserialize;
 use serde::Serialize;
 
+pub use crate::trust::authority::CertificateAuthority;
+pub use crate::trust::authority::InvalidAuthority;
 pub use crate::trust::certificate::Certificate;
 pub use crate::trust::endorsement::Endorsement;
 pub use crate::trust::endorsement::Kind;
@@ -47,6 +50,7 @@ pub use crate::trust::model::MODEL_PREDICATE;
 pub use crate::trust::model::ModelError;
 pub use crate::trust::model::ModelManifest;
 pub use crate::trust::model::ModelSignature;
+pub use crate::trust::model::ModelSigners;
 pub use crate::trust::model::Part;
 pub use crate::trust::model::PartCheck;
 pub use crate::trust::model::Plan;

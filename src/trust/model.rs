@@ -5,7 +5,6 @@
 //! The subject is a hash over the hashes of the files, so the statement is about itself; what counts is who signed
 //! it, and that the files are those. Reading them is up to the caller, who has them as proved bytes.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -20,11 +19,12 @@ use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::kit::name::KitPath;
 use crate::trust::Limits;
+use crate::trust::authority::CertificateAuthority;
 use crate::trust::endorsement::Endorsement;
 use crate::trust::endorsement::Rejected;
 use crate::trust::endorsement::Role;
 use crate::trust::examine;
-use crate::trust::json;
+use crate::trust::examine::Makers;
 use crate::trust::key::PublicKey;
 use crate::trust::material::Material;
 use crate::trust::root::TrustedRoot;
@@ -97,11 +97,20 @@ pub struct Part {
     digest: Vec<u8>,
 }
 
-/// Checks a model signature against the keys and the root. What fails comes back with its reason.
+/// Whose signatures of models count, beside those of whom a Sigstore certified.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelSigners<'a> {
+    /// The owners of these keys, also where they bring a certificate that counts for nothing.
+    pub keys: &'a [PublicKey],
+    /// The holders of certificates of these authorities.
+    pub authorities: &'a [CertificateAuthority],
+}
+
+/// Checks a model signature against these signers and the root. What fails comes back with its reason.
 pub fn examine_model(
     bundle: &[u8],
     found: &str,
-    keys: &[PublicKey],
+    signers: ModelSigners<'_>,
     root: &TrustedRoot,
     limits: &Limits,
 ) -> (Vec<ModelSignature>, Vec<Rejected>) {
@@ -112,12 +121,12 @@ pub fn examine_model(
         predicate_type: Some(MODEL_PREDICATE.to_owned()),
         reason,
     };
-    let bundle = &*by_key(bundle, limits);
     let subject = match examine::statement_of(bundle, limits).and_then(|claimed| ModelManifest::read(&claimed)) {
         Ok((_, subject)) => subject,
         Err(why) => return (Vec::new(), vec![reject(why)]),
     };
-    let findings = examine::examine(&Material::of_bundle(bundle, found), &subject, keys, root, limits);
+    let makers = Makers { keys: signers.keys, authorities: Some(signers.authorities) };
+    let findings = examine::examine_statement(&Material::of_bundle(bundle, found), &subject, makers, root, limits);
     let mut rejected = findings.rejected;
     let mut signatures = Vec::new();
     for endorsement in findings.endorsements {
@@ -129,24 +138,6 @@ pub fn examine_model(
         }
     }
     (signatures, rejected)
-}
-
-/// The bundle as one by a key, if it brings a chain of certificates and no log entry: `model_signing sign certificate`
-/// writes such. No Sigstore knows its authorities and nobody saw when it was made, so only the key can be trusted.
-fn by_key<'b>(bundle: &'b [u8], limits: &Limits) -> Cow<'b, [u8]> {
-    if bundle.len() as u64 > limits.attestation {
-        return bundle.into();
-    }
-    let Ok(mut value) = json::strict(bundle) else { return bundle.into() };
-    let Some(material) = value.get_mut("verificationMaterial").and_then(Value::as_object_mut) else {
-        return bundle.into();
-    };
-    let is_logged = material.get("tlogEntries").and_then(Value::as_array).is_some_and(|entries| !entries.is_empty());
-    if is_logged || material.contains_key("publicKey") || material.remove("x509CertificateChain").is_none() {
-        return bundle.into();
-    }
-    material.insert("publicKey".into(), serde_json::json!({"hint": ""}));
-    value.to_string().into_bytes().into()
 }
 
 impl ModelManifest {

@@ -1,8 +1,9 @@
 //! Who made a signature: the only place where a signature becomes a [`Proof`].
 //!
-//! Two ways lead in. A key that somebody trusts made the signature; a log entry or a timestamp that comes along
-//! adds to that, and one that does not hold adds nothing. Or a certificate of a trusted root made it, and
-//! then everything must hold: chain, certificate log (SCT), log entry, a trusted time inside the validity.
+//! Three ways lead in. A key that somebody trusts made the signature; a log entry or a timestamp that comes along
+//! adds to that, and one that does not hold adds nothing. A certificate of a trusted root made it, and
+//! then everything must hold: chain, certificate log (SCT), log entry, a trusted time inside the validity. Or, for
+//! models, a certificate of an authority that somebody trusts by name, which has no logs.
 //! Where `sigstore-verify` can judge, it must say so too, never with one of its checks left out: of entries in
 //! Rekor v2, and of digests in v1, it knows those by P-256 with SHA-256 only.
 
@@ -20,6 +21,7 @@ use sigstore_verify::bundle::validate_bundle;
 use sigstore_verify::tsa::verify_timestamp_for_authority;
 
 use crate::ledger::chain;
+use crate::trust::authority::CertificateAuthority;
 use crate::trust::certificate::Certificate;
 use crate::trust::chain::Chain;
 use crate::trust::key::Holds;
@@ -35,7 +37,7 @@ use crate::trust::root::TrustedRoot;
 /// More log entries or timestamps than this no honest signer attaches.
 const ATTACHED: usize = 16;
 
-/// Says that a signature holds, and whose it is. Nothing but the two functions here makes one.
+/// Says that a signature holds, and whose it is. Nothing but the three functions here makes one.
 #[derive(Clone, Debug)]
 pub(super) struct Proof {
     signer: Signer,
@@ -54,14 +56,22 @@ pub enum Signer {
     },
     /// The holder of a certificate of a trusted root.
     Certificate(Certificate),
+    /// The holder of a certificate of an authority that the caller trusts.
+    Certified {
+        /// The subject of the certificate (RFC 4514); where it has none, the key in it, as above.
+        subject: String,
+        /// `ca:sha256:` and the SHA-256 of the authority's SubjectPublicKeyInfo.
+        authority: String,
+    },
 }
 
 impl Signer {
-    /// `key:sha256:<SPKI>`, or `identity (issuer)`.
+    /// `key:sha256:<SPKI>`, `identity (issuer)`, or `subject (ca:sha256:<SPKI>)`.
     pub fn name(&self) -> String {
         match self {
             Self::Key { fingerprint } => fingerprint.clone(),
             Self::Certificate(Certificate { identity, issuer, .. }) => format!("{identity} ({issuer})"),
+            Self::Certified { subject, authority } => format!("{subject} ({authority})"),
         }
     }
 }
@@ -99,14 +109,44 @@ impl Proof {
         if !has_made(key, signed)? {
             return Ok(None);
         }
+        let signer = Signer::Key { fingerprint: key.fingerprint() };
+        Self::with(signer, Maker { key, certificate: None }, signed, attached, root).map(Some)
+    }
+
+    /// Proves that the holder of a certificate of this authority made the signature. What nobody saw was made now, as
+    /// far as anybody knows.
+    pub(super) fn by_authority(
+        authority: &CertificateAuthority,
+        certificates: Chain<'_>,
+        signed: Signed<'_>,
+        attached: Attached<'_>,
+        root: &TrustedRoot,
+    ) -> Result<Self, String> {
+        let key = certificates.key()?;
+        if !has_made(&key, signed)? {
+            return Err("the holder of the certificate did not make the signature".into());
+        }
+        let subject = certificates.subject()?.unwrap_or_else(|| key.fingerprint());
+        let signer = Signer::Certified { subject, authority: authority.fingerprint() };
+        let by = Maker { key: &key, certificate: Some(certificates.leaf) };
+        let proof = Self::with(signer, by, signed, attached, root)?;
+        match proof.timestamps.as_slice() {
+            [] => certificates.prove_issued(authority, &[Timestamp::now()])?,
+            seen => certificates.prove_issued(authority, seen)?,
+        }
+        Ok(proof)
+    }
+
+    /// A signature that was made by that signer, with those of its log entries and timestamps that hold.
+    fn with(
+        signer: Signer,
+        by: Maker<'_>,
+        signed: Signed<'_>,
+        attached: Attached<'_>,
+        root: &TrustedRoot,
+    ) -> Result<Self, String> {
         attached.are_few()?;
-        let mut proof = Self {
-            signer: Signer::Key { fingerprint: key.fingerprint() },
-            log: None,
-            timestamps: Vec::new(),
-            doubts: Vec::new(),
-        };
-        let by = Maker { key, certificate: None };
+        let mut proof = Self { signer, log: None, timestamps: Vec::new(), doubts: Vec::new() };
         for entry in attached.entries {
             match log::prove(entry, signed, by, root) {
                 Ok(entry) if proof.log.is_none() => proof.log = Some(entry),
@@ -127,7 +167,7 @@ impl Proof {
         if proof.doubts.iter().any(|doubt| matches!(doubt, Doubt::Wrong(_))) {
             proof.log = None;
         }
-        Ok(Some(proof))
+        Ok(proof)
     }
 
     /// Proves that the holder of the bundle's certificate made the signature in it, which is about that artifact.

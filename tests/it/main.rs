@@ -12,6 +12,7 @@ mod layering;
 mod tidy;
 
 mod audit;
+mod authorities;
 mod bad_usage;
 mod crashes;
 mod damage;

@@ -50,7 +50,7 @@ impl Signer {
 }
 
 /// What signers of models say: the hash of each file, or of each part of one.
-fn statement(parts: &[(&str, &[u8])], method: &str) -> String {
+pub fn statement(parts: &[(&str, &[u8])], method: &str) -> String {
     let hash = |bytes: &[u8]| Digest::of(bytes).hex();
     let all: Vec<u8> = parts.iter().flat_map(|(_, bytes)| hex::decode(hash(bytes)).unwrap()).collect();
     let resources: Vec<_> =
@@ -64,14 +64,14 @@ fn statement(parts: &[(&str, &[u8])], method: &str) -> String {
     statement.to_string()
 }
 
-fn weights() -> Vec<u8> {
+pub fn weights() -> Vec<u8> {
     vec![7; 300_000]
 }
 
-const CODE: &[u8] = b"print()";
+pub const CODE: &[u8] = b"print()";
 
 /// A kit with a model in `m`.
-fn kit(kitfs: &Kitfs, name: &str, weights: &[u8], signature: &[u8]) -> String {
+pub fn kit(kitfs: &Kitfs, name: &str, weights: &[u8], signature: &[u8]) -> String {
     let files = [file("m/run.py", CODE), file("m/weights.bin", weights), file("m/model.sig", signature)];
     Layout::of(kitfs.path(name), &Kit::named(name).with(Base::Model, "m", files).pack()).reference("v1")
 }
@@ -108,7 +108,7 @@ fn a_model_signature_is_checked_against_the_files_of_the_kit() {
 }
 
 /// A policy that demands that the model is signed.
-fn policy(kitfs: &Kitfs, name: &str, block: &str, rest: &str) -> String {
+pub fn policy(kitfs: &Kitfs, name: &str, block: &str, rest: &str) -> String {
     let path = kitfs.path(name);
     let text = format!(
         "version = 1\ndefault = \"deny\"\n[[rule]]\nmatch = \"oci:**\"\n{rest}\n[[rule.model_signature]]\n{block}\n"

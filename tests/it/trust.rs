@@ -117,7 +117,7 @@ impl Row<'_> {
             (None, Signer::Certificate(Certificate { identity, issuer, .. })) => {
                 block["identity"] == identity.as_str() && block["issuer"] == issuer.as_str()
             }
-            (None, Signer::Key { .. }) => false,
+            (None, Signer::Key { .. } | Signer::Certified { .. }) => false,
         }
     }
 

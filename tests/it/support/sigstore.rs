@@ -17,7 +17,7 @@ pub const NOW: i64 = 1_780_000_000;
 const ECDSA_SHA256: &str = "1.2.840.10045.4.3.2";
 const SHA256_ID: &str = "2.16.840.1.101.3.4.2.1";
 const STAMPS: &str = "1.3.6.1.4.1.11129.2.4.2";
-const CODE_SIGNING: &str = "1.3.6.1.5.5.7.3.3";
+pub const CODE_SIGNING: &str = "1.3.6.1.5.5.7.3.3";
 const TIME_STAMPING: &str = "1.3.6.1.5.5.7.3.8";
 /// INTEGER: what every certificate is numbered here.
 const SERIAL: [u8; 4] = [2, 2, 1, 7];
@@ -74,7 +74,7 @@ pub struct Authority {
 
 impl Authority {
     /// One that certifies keys for that usage, and whose intermediate is valid until then.
-    fn new(usage: &str, until: i64) -> Self {
+    pub fn new(usage: &str, until: i64) -> Self {
         let (root, intermediate) = (Pair::new(KeyKind::P256), Pair::new(KeyKind::P256));
         let may = |path: &[u8]| extension("2.5.29.19", true, sequence(&[&[1, 1, 0xff], path]));
         let signs = extension("2.5.29.15", true, [3, 2, 1, 6]);
@@ -86,7 +86,8 @@ impl Authority {
         Self { intermediate, chain: vec![below, anchor] }
     }
 
-    fn issue(&self, pair: &Pair, subject: &[u8], validity: [i64; 2], extensions: &[u8]) -> Vec<u8> {
+    /// A certificate by the intermediate.
+    pub fn issue(&self, pair: &Pair, subject: &[u8], validity: [i64; 2], extensions: &[u8]) -> Vec<u8> {
         let extensions = [extensions, &key_ids(pair, &self.intermediate)].concat();
         issue(&self.intermediate, "authority", subject, &pair.spki, validity, &extensions)
     }
