@@ -79,6 +79,7 @@ impl<'a> Chain<'a> {
         if times.is_empty() {
             return Err("nobody who is trusted says when the certificate was used".into());
         }
+        self.are_few()?;
         let mut why = format!("{} has no authority for certificates", root.origin());
         for authority in &root.parts().certificate_authorities {
             match self.prove_by(authority, times) {

@@ -85,7 +85,7 @@ impl Endorsement {
         self.proof.log()
     }
 
-    /// All times at which an authority saw the signature, or a log that signs when (Rekor v1).
+    /// All times at which an authority for timestamps (RFC 3161) saw the signature.
     pub fn timestamps(&self) -> &[Timestamp] {
         self.proof.timestamps()
     }

@@ -3,6 +3,9 @@
 //! One good signature is enough, whatever lies beside it and in whichever format, so nothing that fails here
 //! ends anything: it becomes a [`Rejected`] with its reason.
 
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
 use serde_json::Value;
 use sigstore_types::Artifact;
 use sigstore_types::ArtifactDigest;
@@ -10,7 +13,9 @@ use sigstore_types::Bundle;
 use sigstore_types::DerCertificate;
 use sigstore_types::DigestBytes;
 use sigstore_types::DsseEnvelope;
+use sigstore_types::DsseSignature;
 use sigstore_types::HashAlgorithm;
+use sigstore_types::PayloadBytes;
 use sigstore_types::SignatureBytes;
 use sigstore_types::SignatureContent;
 use sigstore_types::bundle::MessageSignature;
@@ -117,6 +122,9 @@ fn examine_about(
     findings
 }
 
+/// Signatures in one envelope that are looked at.
+const SIGNATURES: usize = 16;
+
 struct Examination<'a> {
     about: Subject<'a>,
     makers: Makers<'a>,
@@ -134,6 +142,15 @@ enum Voucher<'a> {
     Sigstore(&'a Bundle, Artifact<'a>),
     /// That of any of these.
     Authority(Chain<'a>, &'a [CertificateAuthority]),
+}
+
+/// A DSSE envelope (DSSE, "envelope.md"). In a bundle it has exactly one signature.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    payload_type: String,
+    payload: PayloadBytes,
+    signatures: Vec<DsseSignature>,
 }
 
 /// What is known about an item while it is looked at.
@@ -194,18 +211,34 @@ impl Examination<'_> {
         proofs.into_iter().map(endorse).collect()
     }
 
-    /// A DSSE envelope with everything else in annotations.
+    /// A DSSE envelope with everything else in annotations. Of several signatures in it each counts by itself, as if it
+    /// were the only one: what stands in annotations is about one of them at most.
     fn envelope(&self, claims: &mut Claims) -> Result<Vec<Endorsement>, String> {
         self.fits(self.item.content.len(), self.limits.attestation)?;
-        let envelope: DsseEnvelope = serde_json::from_slice(&self.item.content)
+        let Envelope { payload_type, payload, signatures } = serde_json::from_slice(&self.item.content)
             .map_err(|error| format!("the envelope is malformed: {error}"))?;
-        claims.predicate_type = Statement::claimed_type(envelope.payload.as_bytes());
+        claims.predicate_type = Statement::claimed_type(payload.as_bytes());
         let annotations = Annotations::read(&self.item.annotations)?;
         claims.signer = claimed(annotations.certificate.as_ref());
         let attached = Attached { entries: &annotations.entries, timestamps: &annotations.timestamps };
-        let bundle = annotations.bundle(SignatureContent::DsseEnvelope(envelope.clone()));
-        let voucher = bundle.as_ref().map_or(Ok(Voucher::Nobody), |bundle| self.certified(bundle))?;
-        self.statement(&envelope, attached, voucher, self.makers.keys)
+        if !(1..=SIGNATURES).contains(&signatures.len()) {
+            return Err(format!("the envelope has {} signatures, not 1 to {SIGNATURES}", signatures.len()));
+        }
+        let mut endorsements = Vec::new();
+        let mut reasons = BTreeSet::new();
+        for signature in signatures {
+            let envelope = DsseEnvelope::new(payload_type.clone(), payload.clone(), signature);
+            let bundle = annotations.bundle(SignatureContent::DsseEnvelope(envelope.clone()));
+            let certified = bundle.as_ref().map_or(Ok(Voucher::Nobody), |bundle| self.certified(bundle))?;
+            match self.statement(&envelope, attached, certified, self.makers.keys) {
+                Ok(found) => endorsements.extend(found),
+                Err(why) => drop(reasons.insert(why)),
+            }
+        }
+        match endorsements.is_empty() {
+            true => Err(reasons.into_iter().collect::<Vec<_>>().join("; ")),
+            false => Ok(endorsements),
+        }
     }
 
     /// A Sigstore bundle.

@@ -199,10 +199,10 @@ impl Proof {
         for stamp in attached.timestamps {
             timestamps.push(stamped(stamp, signed, root)?);
         }
-        timestamps.extend(logged.iter().filter_map(|entry| entry.time));
-        certificates.prove(&timestamps, root)?;
+        let times: Vec<_> = logged.iter().filter_map(|entry| entry.time).chain(timestamps.iter().copied()).collect();
+        certificates.prove(&times, root)?;
         for entry in attached.entries {
-            logged_in_time(entry, &timestamps, root)?;
+            logged_in_time(entry, &times, root)?;
         }
         if key.kind() == KeyKind::P256 {
             let policy = VerificationPolicy::any_identity();
@@ -224,7 +224,7 @@ impl Proof {
         self.log.as_ref()
     }
 
-    /// All trusted times of the signature.
+    /// When authorities for timestamps saw the signature.
     pub(super) fn timestamps(&self) -> &[Timestamp] {
         &self.timestamps
     }

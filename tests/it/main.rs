@@ -11,6 +11,7 @@ mod support;
 mod layering;
 mod tidy;
 
+mod attached;
 mod audit;
 mod authorities;
 mod bad_usage;
