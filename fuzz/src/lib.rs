@@ -4,9 +4,11 @@
 //! of them, with every other test.
 
 mod blobs;
+mod certificates;
 mod kits;
 mod signatures;
 
 pub use blobs::{gzip, seek, tar, zstd};
+pub use certificates::{certificate, holder};
 pub use kits::{config, index, layout, manifest, reference, tarball};
 pub use signatures::{audit, bundle, document, material, policy, signature};

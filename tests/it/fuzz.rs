@@ -72,6 +72,20 @@ fn bundles() {
 }
 
 #[test]
+fn certificates() {
+    check("certificate", targets::certificate);
+    let seed = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/certificate");
+        std::fs::read(folder.join(name)).unwrap()
+    };
+    let holder = "release@acme.example (https://accounts.acme.example)";
+    assert_eq!(targets::holder(&seed("email")).as_deref(), Some(holder));
+    for unseen in ["uri", "user"] {
+        assert_eq!(targets::holder(&seed(unseen)), None, "{unseen}");
+    }
+}
+
+#[test]
 fn stored_signatures() {
     check("material", targets::material);
 }
