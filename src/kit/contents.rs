@@ -93,6 +93,14 @@ impl KitLayer {
     pub fn blob(&self) -> LayerBlob {
         LayerBlob { digest: self.descriptor.digest, size: self.descriptor.size, reading: self.reading() }
     }
+
+    /// Whether an index that says that the blob decompresses to `content` says what the config says.
+    ///
+    /// What is not compressed is known by its own digest: a digest of another algorithm adds no proof to that, and
+    /// is compared when the layer is read whole.
+    pub fn may_hold(&self, content: &Digest) -> bool {
+        self.compression == Compression::None || self.diff_id.is_none_or(|diff_id| diff_id == *content)
+    }
 }
 
 /// The file that a raw layer is.

@@ -73,8 +73,13 @@ pub(super) fn split(layer: &KitLayer, pieces: mpsc::Receiver<Piece>, target: Tar
 /// The layer is what its files are made of: one computation is for its digest and for the files' trees.
 fn split_plain(layer: &KitLayer, mut pieces: mpsc::Receiver<Piece>, target: Target, mut check: LayerCheck) -> Split {
     let mut splitter = Splitter::new(layer, target);
+    // Where the config has one, it is of another algorithm than the layer's own digest.
+    let mut diff_id = layer.diff_id.map(|expected| expected.hasher());
     while let Some(piece) = pieces.blocking_recv() {
         let mut bytes = &piece.bytes.ahead_of_proof()[..];
+        if let Some(hasher) = &mut diff_id {
+            hasher.update(bytes);
+        }
         if let Ok(working) = &mut splitter
             && let Err(error) = working.take(&mut check, &mut bytes)
         {
@@ -82,8 +87,11 @@ fn split_plain(layer: &KitLayer, mut pieces: mpsc::Receiver<Piece>, target: Targ
         }
         check.update_with(bytes, None);
     }
-    let content = layer.descriptor.digest;
-    let files = splitter.and_then(|splitter| splitter.finish(layer, content, SeekPoints::default()));
+    let files = splitter.and_then(|splitter| {
+        let files = splitter.finish(layer, layer.descriptor.digest, SeekPoints::default())?;
+        diff_id.map_or(Ok(()), |hasher| compare(layer, hasher.finish()))?;
+        Ok(files)
+    });
     Split { proof: check.finish(), files }
 }
 
@@ -146,7 +154,18 @@ impl Opener {
 
     fn finish(self, layer: &KitLayer) -> Result<(Index, Target), SplitError> {
         let seek = self.decoder.finish().map_err(SplitError::Decode)?;
-        self.splitter.finish(layer, self.content.finish(), seek)
+        let content = self.content.finish();
+        let files = self.splitter.finish(layer, content, seek)?;
+        compare(layer, content)?;
+        Ok(files)
+    }
+}
+
+/// Holds what the uncompressed layer hashes to against what the config says.
+fn compare(layer: &KitLayer, actual: Digest) -> Result<(), SplitError> {
+    match layer.diff_id {
+        Some(expected) if expected != actual => Err(SplitError::DiffId { expected, actual }),
+        _ => Ok(()),
     }
 }
 
@@ -240,9 +259,6 @@ impl Splitter {
                     return Err(SplitError::RawSize { expected, actual: self.len });
                 }
             }
-        }
-        if let Some(expected) = layer.diff_id.filter(|&expected| expected != content) {
-            return Err(SplitError::DiffId { expected, actual: content });
         }
         let content = Content { digest: content, size: self.len };
         Ok((Index::new(layer.blob(), content, self.files.entries, seek)?, self.files.target))

@@ -2,6 +2,7 @@
 //! none of them.
 
 use serde_json::{Value, json};
+use sha2::Digest as _;
 
 use crate::support::host;
 use crate::support::kit::{
@@ -364,6 +365,38 @@ fn a_wrong_diff_id_is_refused() {
     is_refused("plain", &of_layer(TAR, tar.clone(), b"something else"), &[1, 5]);
     let (gzip, suffix) = compress(&tar, Compression::Gzip);
     is_refused("gzip", &of_layer(&format!("{TAR}{suffix}"), gzip, b"something else"), &[1, 5]);
+}
+
+/// A kit with one uncompressed file, whose layer and its `diffId` are named by digests of these algorithms.
+fn of_algorithms(packing: Packing, layer: &str, diff_id: &str, diff_of: Option<&[u8]>) -> Packed {
+    let named = |algorithm: &str, bytes: &[u8]| match algorithm {
+        "sha512" => format!("sha512:{}", hex::encode(sha2::Sha512::digest(bytes))),
+        _ => format!("sha256:{}", crate::support::tree::sha256(bytes)),
+    };
+    let kit = Kit::named("two").packing(packing).with(Base::Model, "m/w.bin", [file("m/w.bin", noise(9, 700_000))]);
+    let mut kit = kit.pack();
+    let blob = &mut kit.layers[0];
+    let mut config: Value = serde_json::from_slice(&kit.config.bytes).expect("we wrote it");
+    blob.digest = named(layer, &blob.bytes);
+    config["model"]["digest"] = blob.digest.clone().into();
+    config["model"]["diffId"] = named(diff_id, diff_of.unwrap_or(&blob.bytes)).into();
+    kit.config = Blob::new(&kit.config.media_type, config.to_string().into_bytes());
+    kit
+}
+
+#[test]
+fn a_layer_and_its_diff_id_may_be_of_two_algorithms() {
+    for packing in [Packing::Tar(Compression::None), Packing::Raw(Compression::None)] {
+        for (layer, diff_id) in [("sha512", "sha256"), ("sha256", "sha512"), ("sha512", "sha512")] {
+            let what = format!("{packing:?} by {layer}, content by {diff_id}");
+            check(&what, &of_algorithms(packing, layer, diff_id, None));
+        }
+    }
+    let tar = Packing::Tar(Compression::None);
+    for (layer, diff_id) in [("sha512", "sha256"), ("sha256", "sha512")] {
+        let what = format!("{layer}, content by another {diff_id}");
+        is_refused(&what, &of_algorithms(tar, layer, diff_id, Some(b"something else")), &[1]);
+    }
 }
 
 #[test]

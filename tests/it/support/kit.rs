@@ -426,7 +426,9 @@ pub struct Layout {
 impl Layout {
     /// Makes an empty one.
     pub fn create(folder: PathBuf) -> Self {
-        std::fs::create_dir_all(folder.join("blobs/sha256")).expect("our own directory");
+        for algorithm in ["sha256", "sha512"] {
+            std::fs::create_dir_all(folder.join("blobs").join(algorithm)).expect("our own directory");
+        }
         std::fs::write(folder.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}").expect("our own directory");
         let index = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []
