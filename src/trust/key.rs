@@ -21,6 +21,7 @@ use aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA512;
 use aws_lc_rs::signature::RSA_PSS_2048_8192_SHA256;
 use aws_lc_rs::signature::RSA_PSS_2048_8192_SHA384;
 use aws_lc_rs::signature::RSA_PSS_2048_8192_SHA512;
+use aws_lc_rs::signature::RsaPssSaltLength;
 use aws_lc_rs::signature::UnparsedPublicKey;
 use aws_lc_rs::signature::VerificationAlgorithm;
 use ed25519_dalek::Signature as Ed25519Signature;
@@ -48,6 +49,9 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+
+/// OpenSSL and Go sign with as much salt as fits where nobody says how much; others with as much as the hash has.
+const LONGEST_SALT: RsaPssSaltLength = RsaPssSaltLength::Max;
 
 /// A public key that somebody trusts.
 #[derive(Clone, PartialEq, Eq)]
@@ -214,10 +218,13 @@ impl PublicKey {
             KeyKind::Rsa => &[
                 (Hash::Sha256, &RSA_PKCS1_2048_8192_SHA256),
                 (Hash::Sha256, &RSA_PSS_2048_8192_SHA256),
+                (Hash::Sha256, &const { RSA_PSS_2048_8192_SHA256.with_pss_salt_length(LONGEST_SALT) }),
                 (Hash::Sha384, &RSA_PKCS1_2048_8192_SHA384),
                 (Hash::Sha384, &RSA_PSS_2048_8192_SHA384),
+                (Hash::Sha384, &const { RSA_PSS_2048_8192_SHA384.with_pss_salt_length(LONGEST_SALT) }),
                 (Hash::Sha512, &RSA_PKCS1_2048_8192_SHA512),
                 (Hash::Sha512, &RSA_PSS_2048_8192_SHA512),
+                (Hash::Sha512, &const { RSA_PSS_2048_8192_SHA512.with_pss_salt_length(LONGEST_SALT) }),
             ],
             KeyKind::Ed25519 => &[],
         }
@@ -291,6 +298,7 @@ mod tests {
     use aws_lc_rs::signature::RSA_PKCS1_SHA512;
     use aws_lc_rs::signature::RSA_PSS_SHA256;
     use aws_lc_rs::signature::RSA_PSS_SHA384;
+    use aws_lc_rs::signature::RSA_PSS_SHA512;
     use aws_lc_rs::signature::RsaKeyPair;
 
     use super::*;
@@ -330,7 +338,9 @@ mod tests {
     fn rsa_holds_with_both_paddings() {
         let random = SystemRandom::new();
         let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
-        for padding in [&RSA_PKCS1_SHA256, &RSA_PKCS1_SHA512, &RSA_PSS_SHA256, &RSA_PSS_SHA384] {
+        let long = &const { RSA_PSS_SHA256.with_pss_salt_length(LONGEST_SALT) };
+        let longer_hash = &const { RSA_PSS_SHA512.with_pss_salt_length(LONGEST_SALT) };
+        for padding in [&RSA_PKCS1_SHA256, &RSA_PKCS1_SHA512, &RSA_PSS_SHA256, &RSA_PSS_SHA384, long, longer_hash] {
             let mut signature = vec![0; pair.public_modulus_len()];
             pair.sign(padding, &random, MESSAGE, &mut signature).unwrap();
             check(pair.public_key(), KeyKind::Rsa, &signature);
