@@ -55,7 +55,19 @@ pub(super) fn read(content: &[u8]) -> Result<Bundle, String> {
     let malformed = |error: &dyn std::fmt::Display| format!("the bundle is malformed: {error}");
     let mut value = json::strict(content).map_err(|error| malformed(&error))?;
     normalize(&mut value).map_err(|name| malformed(&format!("it has a member that is not known: {name:?}")))?;
+    let material = value.get("verificationMaterial").unwrap_or(&Value::Null);
+    one_of(&value, &["messageSignature", "dsseEnvelope"]).map_err(|why| malformed(&why))?;
+    one_of(material, &["publicKey", "certificate", "x509CertificateChain"]).map_err(|why| malformed(&why))?;
     Bundle::from_json(&value.to_string()).map_err(|error| malformed(&error))
+}
+
+/// A reader of protobuf's JSON refuses two members of a `oneof`: which of them counts would be anybody's guess.
+fn one_of(value: &Value, names: &[&str]) -> Result<(), String> {
+    let there: Vec<_> = names.iter().copied().filter(|name| value.get(name).is_some()).collect();
+    match there.len() {
+        0 | 1 => Ok(()),
+        _ => Err(format!("it has {}, and may have one of them", there.join(" and "))),
+    }
 }
 
 /// Leaves out what is null. The error is a name that nobody knows.

@@ -395,6 +395,8 @@ fn a_bundle_can_be_written_in_several_ways() {
         ("something behind", text.clone() + "x", false),
         ("a byte order mark before", format!("\u{feff}{text}"), false),
         ("what nobody knows", text.replacen('{', "{\"more\":1,", 1), false),
+        ("two contents", text.replacen('{', "{\"dsseEnvelope\":{},", 1), false),
+        ("two makers", text.replacen("{\"certificate\"", "{\"publicKey\":{\"hint\":\"x\"},\"certificate\"", 1), false),
         ("what nobody knows, deep", text.replacen("{\"rawBytes\"", "{\"more\":1,\"rawBytes\"", 1), false),
         ("numbers for text", text.replacen("\"logIndex\":\"1\"", "\"logIndex\":1", 1), true),
         ("URLs' base64", with(&v1, sig, encoded.replace('+', "-").replace('/', "_")).to_string(), true),
