@@ -13,6 +13,7 @@ use futures_util::TryStreamExt;
 use futures_util::stream;
 use serde::Deserialize;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::fault::Fault;
@@ -78,8 +79,9 @@ pub(super) struct Unusable {
 /// As much of a companion's manifest as says where its content is.
 #[derive(Debug, Deserialize)]
 struct Manifest {
+    /// Each is read by itself: one that is malformed takes no other with it.
     #[serde(default, deserialize_with = "null_is_empty")]
-    layers: Vec<Descriptor>,
+    layers: Vec<Value>,
 }
 
 impl Material {
@@ -105,7 +107,17 @@ impl Material {
         for (companion, manifest) in manifests {
             match manifest {
                 Ok(manifest) => {
-                    named.extend(manifest.layers.into_iter().filter_map(|layer| Named::new(&companion, layer)))
+                    let mut malformed = None;
+                    for layer in manifest.layers {
+                        match serde_json::from_value(layer) {
+                            Ok(layer) => named.extend(Named::new(&companion, layer)),
+                            Err(error) => malformed = Some(error),
+                        }
+                    }
+                    if let Some(error) = malformed {
+                        let why = format!("a layer of its manifest is malformed: {error}");
+                        material.unusable.push(Unusable { found: companion.found, why });
+                    }
                 }
                 Err(why) => material.unusable.push(Unusable { found: companion.found, why }),
             }

@@ -167,3 +167,43 @@ fn each_signature_in_an_envelope_counts_by_itself() {
         }
     }
 }
+
+/// One good signature is enough, whatever lies beside it.
+#[test]
+fn a_layer_that_is_malformed_takes_no_signature_with_it() {
+    let kitfs = Kitfs::new();
+    let packed = Kit::named("k").with(Base::Model, "m", [file("m/weights.bin", *b"weights")]).pack();
+    let layout = Layout::of(kitfs.path("layout"), &packed);
+    let pair = Pair::new(KeyKind::P256);
+    std::fs::write(kitfs.path("key.pub"), pem("PUBLIC KEY", &pair.spki)).unwrap();
+    let payload = json!({
+        "critical": {"identity": {"docker-reference": ""}, "image": {"docker-manifest-digest": packed.digest()},
+                     "type": "cosign container image signature"},
+        "optional": null,
+    });
+    let payload = payload.to_string().into_bytes();
+    let digest = Digest::of(&payload).to_string();
+    layout.put(&digest, &payload);
+    let good = json!({
+        "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json", "digest": digest, "size": payload.len(),
+        "annotations": {"dev.cosignproject.cosign/signature": base64(pair.sign(&payload))},
+    });
+    let with = |name: &str, value: Value| {
+        let mut layer = good.clone();
+        layer[name] = value;
+        layer
+    };
+    let malformed =
+        [with("size", (-1).into()), with("digest", "x".into()), with("annotations", json!({"a": 1})), json!(7)];
+    let check = |layers: &[&Value], exit: i32| {
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({"schemaVersion": 2, "mediaType": kind, "layers": layers}).to_string();
+        layout.add(kind, manifest.as_bytes(), Some(&format!("{}.sig", packed.digest().replace(':', "-"))));
+        let key = kitfs.path("key.pub");
+        kitfs.run(&["ls", &layout.reference("v1"), "--key", key.to_str().unwrap()]).expect(exit)
+    };
+    for layer in &malformed {
+        check(&[layer], 6).says("a layer of its manifest is malformed");
+        check(&[layer, &good], 0);
+    }
+}
