@@ -58,6 +58,9 @@ impl Rego {
         if !packages.contains(&format!("data.{package}")) {
             return Err(invalid(format!("no module of it has the package {package}")));
         }
+        if let Some(rule) = shadowed(&engine).map_err(invalid)? {
+            return Err(invalid(format!("data has something in the place of {rule}, which is a rule")));
+        }
         // Rules are checked and put in order before the first query, whatever it is.
         engine.eval_query("true".into(), false).map_err(|error| invalid(format!("{error:#}")))?;
         Ok(Self { name: name.into(), engine })
@@ -102,6 +105,40 @@ impl Rego {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// A rule in whose place there is data. The interpreter would take that for what the rule says, so that who keeps a list
+/// could decide; to others it is an error (OPA, "Conflict resolution").
+fn shadowed(engine: &Engine) -> Result<Option<String>, String> {
+    let data = engine.get_data();
+    for package in engine.get_policy_package_components().map_err(|error| format!("{error:#}"))? {
+        let name = package.components.join(".");
+        let mut place = Some(&data);
+        for component in &package.components {
+            place = match place {
+                Some(Value::Object(members)) => members.get(&Value::from(component.as_str())),
+                Some(_) => return Ok(Some(name)),
+                None => None,
+            };
+        }
+        let members = match place {
+            Some(Value::Object(members)) => members,
+            Some(_) => return Ok(Some(name)),
+            None => continue,
+        };
+        for (member, _) in members.iter() {
+            let Value::String(member) = member else { continue };
+            // The name of a rule begins with a word, whatever follows it in brackets.
+            if !member.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+                continue;
+            }
+            let is_rule = engine.has_declared_rule_rooted_at(&package.source_file, member);
+            if is_rule.map_err(|error| format!("{error:#}"))? {
+                return Ok(Some(format!("{name}.{member}")));
+            }
+        }
+    }
+    Ok(None)
 }
 
 impl fmt::Debug for Rego {
@@ -206,6 +243,28 @@ mod tests {
         let error = compile("kitfs", text).unwrap().answer("{}").unwrap_err();
         assert!(matches!(error, RegoError::Failed { .. }), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn data_says_nothing_in_the_place_of_a_rule() {
+        let read = |text: &str, data: &str| Rego::compile("r", &[("r".into(), text.into())], &[data.into()], "kitfs");
+        let module =
+            "package kitfs\ndefault allow := false\ndeny contains \"no\" if not ok\nok if input.x == data.kitfs.x";
+        for data in [
+            r#"{"kitfs": {"allow": true}}"#,
+            r#"{"kitfs": {"deny": []}}"#,
+            r#"{"kitfs": {"ok": {"deeper": 1}}}"#,
+            r#"{"kitfs": 3}"#,
+        ] {
+            let error = read(module, data).unwrap_err().to_string();
+            assert!(error.contains("data has something in the place of"), "{data}: {error}");
+        }
+        for data in [r#"{"kitfs": {"x": 1, "Apache-2.0": 2}, "allow": true}"#, r#"{"other": {"allow": true}}"#] {
+            assert!(read(module, data).is_ok(), "{data}");
+        }
+        let below = "package kitfs.lists\nx := 2";
+        let modules = [("r".into(), module.into()), ("s".into(), below.into())];
+        assert!(Rego::compile("r", &modules, &[r#"{"kitfs": {"lists": {"x": 1}}}"#.into()], "kitfs").is_err());
     }
 
     #[test]
