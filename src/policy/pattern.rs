@@ -76,6 +76,10 @@ impl Pattern {
                 return Err(invalid("a pattern names repositories, without tag and digest"));
             }
         }
+        // Hosts are the same in capital and small letters; names have them in small ones.
+        let has_host = !text.starts_with("oci:") && !text.starts_with("kit:");
+        let (host, path) = text.split_at(text.find('/').filter(|_| has_host).unwrap_or(0));
+        let text = &*format!("{}{path}", host.to_ascii_lowercase());
         let mut tokens = Vec::new();
         let mut rest = text;
         while let Some(character) = rest.chars().next() {
@@ -199,6 +203,10 @@ mod tests {
             ("kit:*", "kit:llm", true),
             ("**", "anything/at:all", true),
             ("ghcr.io/acme/llm", "GHCR.io/acme/llm", false),
+            ("GHCR.io/acme/*", "ghcr.io/acme/llm", true),
+            ("oci:/Srv/*", "oci:/Srv/a", true),
+            ("oci:/Srv/*", "oci:/srv/a", false),
+            ("kit:A/*", "kit:A/b", true),
         ] {
             assert_eq!(pattern(text).matches(name), fits, "{text} {name}");
         }

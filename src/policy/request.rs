@@ -51,7 +51,7 @@ impl Named {
 /// also in its absolute form, because the processes of a mount know no other.
 pub fn names(reference: &Reference) -> Vec<String> {
     match reference {
-        Reference::Registry(reference) => vec![format!("{}/{}", reference.host, reference.repository)],
+        Reference::Registry(reference) => names_in_registry(reference),
         Reference::Layout { path, .. } => {
             let typed = (!turns_back(path)).then(|| path.clone());
             let absolute = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
@@ -80,14 +80,29 @@ fn turns_back(path: &Path) -> bool {
     })
 }
 
+/// The port of HTTPS, which a host has whether somebody writes it or not.
+const HTTPS: u16 = 443;
+
+/// The names of a repository, however somebody spelled its host: nobody gets around a rule by that.
+fn names_in_registry(reference: &RegistryReference) -> Vec<String> {
+    let host = reference.host.to_ascii_lowercase();
+    let (bare, port) = match host.rsplit_once(':') {
+        Some((bare, port)) if !host.ends_with(']') => (bare, port.parse().unwrap_or(HTTPS)),
+        _ => (host.as_str(), HTTPS),
+    };
+    let with_port = format!("{bare}:{port}");
+    let hosts = if port == HTTPS { vec![bare, &with_port] } else { vec![&*with_port] };
+    hosts.into_iter().map(|host| format!("{host}/{}", reference.repository)).collect()
+}
+
 /// The names of a kit that another one builds on.
 pub fn names_of_parent(parent: &RegistryReference) -> Vec<String> {
-    let name = format!("{}/{}", parent.host, parent.repository);
-    match parent.host.as_str() {
-        // KitOps' word for its local store.
-        "localhost" => vec![name, format!("kit:{}", parent.repository)],
-        _ => vec![name],
+    let mut names = names_in_registry(parent);
+    // KitOps' word for its local store.
+    if parent.host == "localhost" {
+        names.push(format!("kit:{}", parent.repository));
     }
+    names
 }
 
 #[cfg(test)]
@@ -98,7 +113,6 @@ mod tests {
     fn names_are_without_tag_and_digest() {
         let digest = Digest::of(b"");
         for (reference, name) in [
-            ("ghcr.io/acme/llm:v1".to_owned(), "ghcr.io/acme/llm"),
             (format!("localhost:5000/llm@{digest}"), "localhost:5000/llm"),
             ("kit:llm:v1".to_owned(), "kit:llm"),
             ("kit:ghcr.io/acme/llm:v1".to_owned(), "kit:ghcr.io/acme/llm"),
@@ -106,6 +120,17 @@ mod tests {
         ] {
             assert_eq!(names(&reference.parse().unwrap()), [name], "{reference}");
         }
+    }
+
+    #[test]
+    fn a_host_has_the_same_names_however_it_is_spelled() {
+        for spelled in ["ghcr.io", "GHCR.io", "ghcr.io:443", "Ghcr.IO:0443"] {
+            let names = names(&format!("{spelled}/acme/llm:v1").parse().unwrap());
+            assert_eq!(names, ["ghcr.io/acme/llm", "ghcr.io:443/acme/llm"], "{spelled}");
+        }
+        assert_eq!(names(&"Registry.example:05000/llm".parse().unwrap()), ["registry.example:5000/llm"]);
+        assert_eq!(names(&"[::1]/llm".parse().unwrap()), ["[::1]/llm", "[::1]:443/llm"]);
+        assert_eq!(names(&"[::1]:5000/llm".parse().unwrap()), ["[::1]:5000/llm"]);
     }
 
     #[test]
@@ -120,6 +145,6 @@ mod tests {
     #[test]
     fn a_parent_without_a_registry_is_local() {
         let parent = Reference::parse_parent("base:v1").unwrap();
-        assert_eq!(names_of_parent(&parent), ["localhost/base", "kit:base"]);
+        assert_eq!(names_of_parent(&parent), ["localhost/base", "localhost:443/base", "kit:base"]);
     }
 }
