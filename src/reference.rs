@@ -200,6 +200,7 @@ fn check_name(text: &str, host: &str, repository: &str) -> Result<(), InvalidRef
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
     let name_is_good = match bare {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None if ends_in_number(name) => name.parse::<std::net::Ipv4Addr>().is_ok(),
         None => {
             !name.is_empty()
                 && name.split('.').all(|label| {
@@ -223,6 +224,16 @@ fn check_name(text: &str, host: &str, repository: &str) -> Result<(), InvalidRef
         ));
     }
     Ok(())
+}
+
+/// Whether a host is an IPv4 address to whoever reads URLs, `127.1` and `0x7f000001` among them (URL Standard, "ends
+/// in a number").
+fn ends_in_number(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    hex.map_or(!last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()), |digits| {
+        digits.bytes().all(|b| b.is_ascii_hexdigit())
+    })
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
@@ -320,6 +331,9 @@ mod tests {
             ("ghcr.io/acme/kit:a b", "not a tag"),
             ("ghcr.io/acme/kit@sha256:12", "not a digest"),
             ("ghcr.io:99999/kit", "not a host"),
+            ("127.0.0.256/kit", "not a host"),
+            ("127.1:5000/kit", "not a host"),
+            ("1.2.3.0x4/kit", "not a host"),
             ("user@ghcr.io/kit", "not a digest"),
             ("oci:", "empty"),
             ("oci:layout:", "empty"),
