@@ -117,6 +117,9 @@ pub struct RawFile {
     pub mtime: Option<i64>,
 }
 
+/// How many warnings a kit gets: a config has room for a hundred thousand datasets that are elsewhere.
+const WARNINGS: usize = 10;
+
 /// Reads what a kit consists of. Looks at nothing but its arguments.
 pub fn read(manifest: &Verified<Manifest>, config: &Verified<Bytes>, filters: &[Filter]) -> Result<Contents, KitError> {
     let (kitfile, diff_ids) = match manifest.artifact {
@@ -136,7 +139,8 @@ pub fn read(manifest: &Verified<Manifest>, config: &Verified<Bytes>, filters: &[
         if !entry.remote_path.is_empty() {
             contents.warnings.push(format!(
                 "the dataset {:?} is left out: it is not in the kit, but at {:?}",
-                entry.path, entry.remote_path
+                short(entry.path),
+                short(entry.remote_path)
             ));
             continue;
         }
@@ -144,7 +148,7 @@ pub fn read(manifest: &Verified<Manifest>, config: &Verified<Bytes>, filters: &[
     }
     for (number, (descriptor, claim)) in manifest.layers.iter().zip(claims.by_layer).enumerate() {
         let Some(claim) = claim else {
-            let (digest, media_type) = (descriptor.digest, &descriptor.media_type);
+            let (digest, media_type) = (descriptor.digest, short(&descriptor.media_type));
             contents.warnings.push(format!("layer {digest} ({media_type}) is left out: the Kitfile does not name it"));
             continue;
         };
@@ -152,7 +156,16 @@ pub fn read(manifest: &Verified<Manifest>, config: &Verified<Bytes>, filters: &[
         let layer = claim.layer(descriptor, manifest.artifact, diff_ids.get(number))?;
         contents.layers.extend(wanted.then_some(layer));
     }
+    if let Some(more) = contents.warnings.len().checked_sub(WARNINGS).filter(|more| *more > 0) {
+        contents.warnings.truncate(WARNINGS);
+        contents.warnings.push(format!("{more} more datasets or layers are left out"));
+    }
     Ok(contents)
+}
+
+/// As much of a text as a warning quotes.
+fn short(text: &str) -> String {
+    text.chars().take(200).collect()
 }
 
 /// The reference that a Kitfile has in place of the model's path, told from a path as KitOps does it: it
@@ -691,6 +704,11 @@ mod tests {
         assert_eq!(summary(&contents), ["dataset d a"]);
         assert_eq!(contents.warnings.len(), 3, "{:?}", contents.warnings);
         assert!(contents.warnings[0].contains("s3://b/k") && contents.warnings[1].contains(B));
+        let far = format!(r#"{{"path":"far","remotePath":"s3://{}"}}"#, "k".repeat(100_000));
+        let config = format!(r#"{{"datasets":[{}]}}"#, vec![far; 300].join(","));
+        let contents = read_kit(&[], &config, &[]).unwrap();
+        assert!(contents.warnings.concat().len() < 4000);
+        assert_eq!(contents.warnings.last().unwrap(), "290 more datasets or layers are left out");
     }
 
     #[test]
