@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::kit::descriptor::null_is_empty;
@@ -68,8 +69,18 @@ struct Entry {
     /// Parsed only if it is chosen: an entry that nobody asked for may be anything.
     #[serde(default, deserialize_with = "null_is_empty")]
     digest: String,
+    /// Likewise. Some tools leave it out.
+    #[serde(default)]
+    size: Value,
     #[serde(default, deserialize_with = "null_is_empty")]
     annotations: BTreeMap<String, Option<String>>,
+}
+
+/// What an entry names, and how long the index says that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Chosen {
+    digest: Digest,
+    size: Option<u64>,
 }
 
 impl Entry {
@@ -102,15 +113,29 @@ impl Layout {
         &self.blobs
     }
 
-    pub(super) fn resolve(&self) -> Result<Digest, SourceError> {
-        match (&self.version.digest, &self.version.tag) {
-            (Some(digest), _) => Ok(*digest),
+    pub(super) async fn resolve(&self) -> Result<Digest, SourceError> {
+        let chosen = match (&self.version.digest, &self.version.tag) {
+            (Some(digest), _) => return Ok(*digest),
             (None, Some(tag)) => self.index.named(|name| name == tag, &self.name())?.ok_or_else(|| {
                 let (name, tags) = (self.name(), self.index.tags());
                 SourceError::NotFound(format!("tag {tag:?} in {name}, which has {tags},"))
-            }),
-            (None, None) => self.index.only(&self.name()),
+            })?,
+            (None, None) => self.index.only(&self.name())?,
+        };
+        self.measured(chosen).await
+    }
+
+    /// The digest of a manifest that is as long as the index says. One that is not there, or is not what its digest
+    /// says, is somebody else's to tell.
+    async fn measured(&self, Chosen { digest, size }: Chosen) -> Result<Digest, SourceError> {
+        if let Some(expected) = size
+            && let Some(manifest) = self.small(&digest, METADATA_LIMIT).await?
+            && manifest.len() as u64 != expected
+        {
+            let what = format!("manifest {digest} in {}", self.name());
+            return Err(SourceError::WrongSize { what, expected, actual: manifest.len().to_string() });
         }
+        Ok(digest)
     }
 
     /// What lies beside a manifest: by tag, by the list that the fallback tag names, by subject, and what
@@ -171,7 +196,10 @@ impl Layout {
             Some(digest) => self.blobs.has(digest).await?.then_some(*digest),
             None => {
                 let names = spellings(parent);
-                self.index.named(|name| names.iter().any(|spelling| spelling == name), &self.name())?
+                match self.index.named(|name| names.iter().any(|spelling| spelling == name), &self.name())? {
+                    Some(chosen) => Some(self.measured(chosen).await?),
+                    None => None,
+                }
             }
         };
         Ok(found.map(|digest| {
@@ -190,16 +218,16 @@ impl Index {
     }
 
     /// The manifest whose name is right, if there is one.
-    fn named(&self, is_right: impl Fn(&str) -> bool, layout: &str) -> Result<Option<Digest>, SourceError> {
+    fn named(&self, is_right: impl Fn(&str) -> bool, layout: &str) -> Result<Option<Chosen>, SourceError> {
         self.one(self.entries().filter(|entry| entry.name().is_some_and(&is_right)), layout)
     }
 
     /// The only manifest.
-    fn only(&self, layout: &str) -> Result<Digest, SourceError> {
+    fn only(&self, layout: &str) -> Result<Chosen, SourceError> {
         self.one(self.entries(), layout)?.ok_or_else(|| SourceError::NotFound(format!("a manifest in {layout}")))
     }
 
-    fn one<'e>(&self, entries: impl Iterator<Item = &'e Entry>, layout: &str) -> Result<Option<Digest>, SourceError> {
+    fn one<'e>(&self, entries: impl Iterator<Item = &'e Entry>, layout: &str) -> Result<Option<Chosen>, SourceError> {
         let mut chosen: Option<&Entry> = None;
         for entry in entries {
             match chosen {
@@ -218,7 +246,14 @@ impl Index {
                 entry.digest.chars().take(140).collect::<String>()
             )));
         }
-        entry.digest.parse().map(Some).map_err(|error| malformed(format!("{error}")))
+        let digest: Digest = entry.digest.parse().map_err(|error| malformed(format!("{error}")))?;
+        let size = match &entry.size {
+            Value::Null => None,
+            size => {
+                Some(size.as_u64().ok_or_else(|| malformed(format!("the size of {digest} is no number of bytes")))?)
+            }
+        };
+        Ok(Some(Chosen { digest, size }))
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -311,11 +346,15 @@ mod tests {
         Index::parse(format!(r#"{{"manifests":[null,{}]}}"#, entries.join(",")).as_bytes(), "i").unwrap()
     }
 
+    fn chosen(of: &str) -> Chosen {
+        Chosen { digest: digest(of), size: Some(1) }
+    }
+
     #[test]
     fn a_tag_is_the_whole_name() {
         let (a, b) = (digest("a"), digest("b"));
         let index = index(&[("v1", &a.to_string()), ("v2", &b.to_string()), ("x", "sha256:bad")]);
-        assert_eq!(index.named(|name| name == "v2", "l").unwrap(), Some(b));
+        assert_eq!(index.named(|name| name == "v2", "l").unwrap(), Some(chosen("b")));
         assert_eq!(index.named(|name| name == "v3", "l").unwrap(), None);
         assert!(matches!(index.named(|name| name == "x", "l"), Err(SourceError::Malformed { .. })));
         let error = index.only("l").unwrap_err();
@@ -328,7 +367,21 @@ mod tests {
     #[test]
     fn two_tags_of_one_manifest_are_one() {
         let a = digest("a").to_string();
-        assert_eq!(index(&[("v1", &a), ("v2", &a)]).only("l").unwrap(), digest("a"));
+        assert_eq!(index(&[("v1", &a), ("v2", &a)]).only("l").unwrap(), chosen("a"));
+    }
+
+    #[test]
+    fn a_size_is_a_number_of_bytes_or_is_not_given() {
+        let only = |size: &str| {
+            let text = format!(r#"{{"manifests":[{{"digest":"{}"{size}}}]}}"#, digest("a"));
+            Index::parse(text.as_bytes(), "i").unwrap().only("l").map(|chosen| chosen.size)
+        };
+        for (size, read) in [("", None), (r#","size":null"#, None), (r#","size":0"#, Some(0))] {
+            assert_eq!(only(size).unwrap(), read, "{size}");
+        }
+        for size in ["-1", "1.5", "\"1\"", "{}", "1e30"] {
+            assert!(matches!(only(&format!(r#","size":{size}"#)), Err(SourceError::Malformed { .. })), "{size}");
+        }
     }
 
     #[test]
@@ -362,8 +415,8 @@ mod tests {
         };
         assert_eq!(find("v1"), None);
         assert_eq!(find("other/base:v1"), None);
-        assert_eq!(find("base:v1"), Some(digest("a")));
-        assert_eq!(find("localhost/base:v1"), Some(digest("a")));
+        assert_eq!(find("base:v1"), Some(chosen("a")));
+        assert_eq!(find("localhost/base:v1"), Some(chosen("a")));
         let remote = Reference::parse_parent("ghcr.io/acme/base").unwrap();
         assert_eq!(spellings(&remote), ["ghcr.io/acme/base:latest", "ghcr.io/acme/base"]);
     }

@@ -112,7 +112,7 @@ impl Source {
     pub async fn resolve(&self) -> Result<Digest, SourceError> {
         match &self.kind {
             Kind::Registry(registry) => registry.resolve().await,
-            Kind::Layout(layout) => layout.resolve(),
+            Kind::Layout(layout) => layout.resolve().await,
             Kind::Kitops(store) => store.resolve().await,
             Kind::Lost { error, .. } => Err(error.clone()),
         }

@@ -252,6 +252,27 @@ fn a_layer_that_is_longer_or_shorter_than_its_descriptor_is_refused() {
 }
 
 #[test]
+fn a_manifest_of_another_size_than_the_index_says_is_refused() {
+    let kitfs = Kitfs::new();
+    let layout = Layout::of(kitfs.path("layout"), &Kit::usual("usual").pack());
+    let reference = layout.reference("v1");
+    let file = layout.path().join("index.json");
+    let index: Value = serde_json::from_slice(&std::fs::read(&file).expect("we wrote it")).expect("we wrote it");
+    let size = index["manifests"][0]["size"].as_u64().expect("we wrote it");
+    for (told, code) in [(json!(size - 1), 1), (json!(size + 1), 1), (json!("many"), 1), (json!(size), 0)] {
+        let mut index = index.clone();
+        index["manifests"][0]["size"] = told.clone();
+        std::fs::write(&file, index.to_string()).expect("our own directory");
+        let output = kitfs.run(&["verify", &reference]);
+        assert_eq!(output.code, code, "{told}\n{output}");
+    }
+    // A manifest that was changed is told by its digest, whatever its size.
+    let manifest = index["manifests"][0]["digest"].as_str().expect("we wrote it");
+    layout.put(manifest, b"{}");
+    names_both_digests(&kitfs.run(&["verify", &reference]).expect(5), manifest);
+}
+
+#[test]
 fn a_missing_blob_is_3() {
     let kitfs = Kitfs::new();
     let kit = Kit::usual("usual").pack();
