@@ -59,6 +59,7 @@ use crate::buffers::WRITE;
 use crate::digest::Digest;
 use crate::kit::index::Index;
 use crate::kit::media::Reading;
+use crate::store::settling::Settling;
 use crate::verify::FromVerified;
 use crate::verify::LocalKey;
 use crate::verify::Unverified;
@@ -66,6 +67,22 @@ use crate::verify::Verified;
 
 /// The folder of this format.
 const FORMAT: &str = "v1";
+
+/// What lies in it.
+const FOLDERS: [&str; 12] = [
+    "access",
+    "blobs",
+    "condemned",
+    "layers",
+    "named",
+    "material",
+    "objects",
+    "partial",
+    "records",
+    "tags",
+    "staging",
+    "locks",
+];
 
 /// No metadata file of the store is larger than this: the index of a layer of 4 TiB is.
 const METADATA_LIMIT: u64 = 1 << 30;
@@ -76,6 +93,7 @@ pub struct Store {
     root: PathBuf,
     key: LocalKey,
     budget: Budget,
+    settling: Settling,
     /// Tells this start of the machine from the others.
     boot: String,
 }
@@ -84,26 +102,31 @@ impl Store {
     /// Opens the store at `root`, making it if it is not there. `key` seals what kitfs writes there for
     /// itself; it lies elsewhere, so that whoever can write the cache still cannot forge it.
     pub fn open(root: &Path, key: LocalKey) -> Result<Self, StoreError> {
-        let root = root.join(FORMAT);
-        for folder in [
-            "access",
-            "blobs",
-            "condemned",
-            "layers",
-            "named",
-            "material",
-            "objects",
-            "partial",
-            "records",
-            "tags",
-            "staging",
-            "locks",
-        ] {
-            let path = root.join(folder);
+        for path in Self::folders(root) {
             make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }
+        Ok(Self::open_again(root, key))
+    }
+
+    /// The same for who goes on where another process has died. Where the disk does not take what is missing, it
+    /// takes nothing, and that is no reason to serve nobody.
+    pub fn open_again(root: &Path, key: LocalKey) -> Self {
+        for path in Self::folders(root) {
+            if let Err(error) = make_folder(&path) {
+                tracing::warn!(%error, path = %path.display(), "the store cannot be used");
+                break;
+            }
+        }
+        let root = root.join(FORMAT);
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Ok(Self { root, key, budget: Budget::default(), boot: boot.trim().into() })
+        let (budget, settling) = (Budget::default(), Settling::default());
+        Self { root, key, budget, settling, boot: boot.trim().into() }
+    }
+
+    /// The folders of a store at `root`, the one that they lie in first.
+    pub fn folders(root: &Path) -> impl Iterator<Item = PathBuf> {
+        let root = root.join(FORMAT);
+        std::iter::once(root.clone()).chain(FOLDERS.map(|folder| root.join(folder)))
     }
 
     /// The folder of the store.
