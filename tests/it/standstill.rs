@@ -1,6 +1,7 @@
 //! Processes that stand still while a reader waits, as in a container that is paused: time in which nobody ran is
 //! nobody's delay, and the reader has its bytes.
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,4 +74,42 @@ fn no_deadline_passes_while_nobody_runs() {
         scope.spawn(|| check(&["holder_pid", "pid"], stall));
         scope.spawn(|| check(&["pid"], silence));
     });
+}
+
+#[test]
+fn no_push_fails_because_nobody_runs() {
+    let content = Content::of(&Kit::usual("usual").pack());
+    let (is_asked, goes_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (asked_for, may_go_on) = (Arc::clone(&is_asked), Arc::clone(&goes_on));
+    // A registry that takes its time for an upload, and believes what it is told.
+    let server = Faults::start(move |asked, _| match asked.method.as_str() {
+        "POST" => {
+            asked_for.store(true, Ordering::SeqCst);
+            host::soon(60, || may_go_on.load(Ordering::SeqCst));
+            Answer::new(202).header("Location", "/v2/kit/blobs/uploads/1")
+        }
+        "PUT" => Answer::new(201).header("Location", "/v2/kit/blobs/1"),
+        _ if asked.path.contains("/referrers/") => {
+            let list =
+                r#"{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}"#;
+            Answer::new(200).header("Content-Type", "application/vnd.oci.image.index.v1+json").body(list)
+        }
+        _ => content.answer(asked),
+    });
+    let kitfs = Kitfs::new().with("KITFS_READ_TIMEOUT", format!("{}s", READ_TIMEOUT.as_secs()));
+    let reference = format!("{}/kit:v1", server.host());
+    let mut command = kitfs.other(kitfs.program());
+    command.args(["index", &reference, "--attach"]);
+    let mut push = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary under test");
+    let pid = i32::try_from(push.id()).expect("a process id");
+    assert!(host::soon(60, || is_asked.load(Ordering::SeqCst)), "nothing is pushed");
+    send(pid, Signal::STOP);
+    std::thread::sleep(STANDSTILL);
+    send(pid, Signal::CONT);
+    // It looks at its deadlines before the answer comes.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(push.try_wait().expect("our own child").is_none(), "a deadline passes while nobody runs");
+    goes_on.store(true, Ordering::SeqCst);
+    let output = push.wait_with_output().expect("our own child");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -17,10 +17,10 @@ use oci_client::secrets::RegistryAuth;
 use reqwest::header::HeaderValue;
 use serde_json::Value;
 use serde_json::json;
-use tokio::time::timeout;
 
 use crate::digest::Digest;
 use crate::kit::descriptor::Descriptor;
+use crate::patience::Patience;
 use crate::source::Options;
 use crate::source::SourceError;
 use crate::source::companions::Tags;
@@ -140,7 +140,7 @@ impl Publisher {
         what: String,
         request: impl Future<Output = Result<T, OciDistributionError>>,
     ) -> Result<T, SourceError> {
-        match timeout(self.registry.0.http.timeouts().whole, request).await {
+        match Patience::new(self.registry.0.http.timeouts().whole).wait_for(request).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(failure(what, error)),
             Err(_) => Err(Failure::Deadline.into_error(what, 0)),
@@ -185,8 +185,6 @@ fn client(registry: &Registry, scheme: Scheme, options: &Options) -> Result<Clie
         protocol,
         extra_root_certificates: certificates.iter().map(|der| certificate(der)).collect(),
         connect_timeout: Some(http.timeouts().connect),
-        // An answer may take until the whole of a blob was sent.
-        read_timeout: Some(http.timeouts().whole),
         user_agent: concat!("kitfs/", env!("CARGO_PKG_VERSION")),
         https_proxy: proxy.clone(),
         // The star is every name, and no address.

@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
+use crate::patience::Patience;
 use crate::source::Options;
 use crate::source::registry::failure::Failure;
 
@@ -58,7 +58,7 @@ pub(super) async fn ask(host: &str, limit: Duration) -> Result<Scheme, Failure> 
     let Some(port) = port else {
         // Each scheme has its own default port. Where nobody listens on that of HTTPS, the other is
         // the only one that can answer.
-        return match timeout(limit, TcpStream::connect((name.as_str(), 443))).await {
+        return match Patience::new(limit).wait_for(TcpStream::connect((name.as_str(), 443))).await {
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Scheme::Http),
             _ => hello(&name, 443, limit).await,
         };
@@ -80,7 +80,10 @@ async fn hello(name: &str, port: u16, limit: Duration) -> Result<Scheme, Failure
             Err(_) => Ok(Scheme::Http),
         }
     };
-    timeout(limit, greet).await.map_err(|_| Failure::Late("it did not answer the start of a TLS handshake"))?
+    Patience::new(limit)
+        .wait_for(greet)
+        .await
+        .map_err(|_| Failure::Late("it did not answer the start of a TLS handshake"))?
 }
 
 /// RFC 8446, 5.1: an alert or a handshake, of version 3.x.

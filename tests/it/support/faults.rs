@@ -313,6 +313,8 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.insert(name.to_lowercase(), value.trim().to_owned());
     }
+    let body = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    std::io::copy(&mut reader.by_ref().take(body), &mut std::io::sink())?;
     Ok(Some(Asked { method, path, headers }))
 }
 
