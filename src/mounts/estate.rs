@@ -81,3 +81,51 @@ pub(super) fn hand_over(program: &File, estate: &Estate, keys: Keys<'_>) -> io::
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mounts::message::{FromWorker, Task, ToWorker};
+    use crate::mounts::request::tests::FIRST;
+
+    const SUMMARY: &str = r#"{"digest":
+        "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "resolved": "registry", "signers": ["key:sha256:00"], "policy": "allow", "bytes_total": 5}"#;
+
+    const SNAPSHOT: &str = r#"{"state": "degraded", "bytes_verified": 1, "bytes_fetched": 2, "cache_hits": 3,
+        "passthrough": true, "last_error": {"time": "2026-11-22T10:00:00Z", "kind": "unreachable", "path": null,
+        "layer": null, "expected": null, "actual": null, "source": null, "message": "nobody answers"}}"#;
+
+    /// What the first version that could be upgraded gave to those after it, and took from them.
+    #[test]
+    fn what_the_first_holders_and_workers_said_is_still_understood() {
+        let estate = format!(
+            r#"{{"request": {FIRST}, "summary": {SUMMARY}, "id": "a1", "worker": 7, "device": [0, 50],
+            "init_request": [1, 2], "init_reply": [3], "mounted_at": "2026-11-22T10:00:00Z", "takeovers": 1,
+            "snapshot": {SNAPSHOT}, "oom_score": null}}"#
+        );
+        let adopted = serde_json::from_str(&format!(r#"{{"Adopt": {estate}}}"#)).unwrap();
+        assert!(matches!(adopted, FromCaller::Adopt(estate) if estate.takeovers == 1 && estate.snapshot.is_some()));
+        let task = format!(
+            r#"{{"Prepare": {{"request": {FIRST}, "predecessor": [{SUMMARY}, {SNAPSHOT}], "condemned": [4],
+            "oom_score": 0}}}}"#
+        );
+        let task = serde_json::from_str(&task).unwrap();
+        let Task { condemned, .. } = match task {
+            ToWorker::Prepare(task) => *task,
+            other => panic!("{other:?}"),
+        };
+        assert!(condemned.contains(&4));
+        let serve = format!(r#"{{"Serve": {{"passthrough": true, "estate": {estate}}}}}"#);
+        assert!(matches!(serde_json::from_str(&serve).unwrap(), ToWorker::Serve { passthrough: true, .. }));
+        for said in [
+            format!(r#"{{"Prepared": {SUMMARY}}}"#),
+            r#"{"Failed": {"exit_code": 3, "message": "it is not there"}}"#.into(),
+            r#""Serving""#.into(),
+            format!(r#"{{"Report": [1, {SNAPSHOT}]}}"#),
+            r#""Ended""#.into(),
+        ] {
+            serde_json::from_str::<FromWorker>(&said).unwrap_or_else(|error| panic!("{said}: {error}"));
+        }
+    }
+}

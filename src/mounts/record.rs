@@ -120,3 +120,33 @@ pub(super) fn make_private(folder: &Path) -> io::Result<()> {
 fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("mounts")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_record_is_still_read_and_that_of_another_form_passed_over() {
+        let record = |version: u32| {
+            format!(
+                r#"{{"version": {version}, "directory": "/mnt/kit", "reference": "registry.example/kit:v1",
+                "summary": {{"digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                    "resolved": "registry", "signers": [], "policy": "none", "bytes_total": 5}},
+                "holder_pid": 7, "socket": "/run/kitfs/a1.sock", "device": [0, 50],
+                "mounted_at": "2026-11-22T10:00:00Z", "init_request": "0102", "init_reply": "03"}}"#
+            )
+        };
+        let state_dir = tempfile::tempdir().unwrap();
+        make_private(&folder(state_dir.path())).unwrap();
+        let held = [1, 2].map(|version| {
+            let path = folder(state_dir.path()).join(format!("{version}.json"));
+            fs::write(&path, record(version)).unwrap();
+            let file = File::open(path).unwrap();
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+            file
+        });
+        let living = living(state_dir.path()).unwrap();
+        assert_eq!(living.iter().map(|record| (record.version, record.holder_pid)).collect::<Vec<_>>(), [(1, 7)]);
+        drop(held);
+    }
+}

@@ -1,7 +1,8 @@
 //! What the processes of a mount tell each other: plain data, no behaviour.
 //!
 //! Everything here crosses a process boundary as JSON on a socket pair that nobody else can open, so it
-//! may hold what must not be seen in arguments or the environment.
+//! may hold what must not be seen in arguments or the environment. In an upgrade the other process is of another
+//! version: what was added since the first that could be upgraded has a default.
 
 use std::fmt;
 use std::io;
@@ -46,6 +47,7 @@ pub struct MountRequest {
     /// Who decides whether the kit may be mounted. A worker that takes over does not ask again.
     pub policy: PolicySettings,
     /// `--index`.
+    #[serde(default)]
     pub indexes: Vec<AbsolutePath>,
     /// `--cache-dir`.
     pub cache_dir: AbsolutePath,
@@ -90,12 +92,17 @@ pub struct SourceSettings {
     pub ca_cert: Vec<AbsolutePath>,
     /// `--registry-config`.
     pub registry_config: Option<AbsolutePath>,
-    /// Whether programs are asked for credentials.
+    /// Whether programs are asked for credentials. Where that was not said, they may be.
+    #[serde(default = "yes")]
     pub helpers: bool,
     /// `--access-ttl`.
     pub access_ttl: Duration,
     /// `--offline`, `--require-fresh`, or neither.
     pub freshness: Freshness,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Who decides: the policies of host and user, and the options of these names.
@@ -349,5 +356,36 @@ impl MountFailure {
     /// A failure with an exit code and one line for a person.
     pub fn new(exit_code: u8, message: impl Into<String>) -> Self {
         Self { exit_code, message: message.into() }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// As the first version wrote it that could be upgraded.
+    pub(in crate::mounts) const FIRST: &str = r#"{
+        "reference": "registry.example/kit:v1", "directory": "/mnt/kit",
+        "options": {"noexec": false, "allow_other": true}, "filters": [],
+        "metadata": "provisional", "prefetch": "auto",
+        "source": {"plain_http": false, "ca_cert": ["/ca.pem"], "registry_config": null,
+            "access_ttl": {"secs": 86400, "nanos": 0}, "freshness": "prefer"},
+        "policy": {"names": ["registry.example/kit:v1"], "standing": [], "file": null, "keys": [],
+            "identity": {"identity": null, "identity_regexp": null, "issuer": null, "issuer_regexp": null},
+            "index_keys": [], "trusted_root": null, "installed_root": null,
+            "limits": {"signature": 1048576, "signatures": 256, "attestation": 16777216},
+            "allow_refused": [], "firm": []},
+        "cache_dir": "/var/cache/kitfs", "state_dir": "/var/lib/kitfs", "runtime_dir": "/run/kitfs",
+        "cache_size": null, "memory": 536870912, "passthrough": "auto", "stack_depth": 1,
+        "read_timeout": {"secs": 60, "nanos": 0},
+        "log": {"target": {"file": "/var/log/kitfs.log"}, "level": "INFO"},
+        "audit": {"file": "/var/lib/kitfs/audit.log", "copies": ["syslog", {"descriptor": 10}]},
+        "presence": "background"}"#;
+
+    #[test]
+    fn the_first_request_is_still_read() {
+        let request = serde_json::from_str::<MountRequest>(FIRST).unwrap();
+        assert_eq!(request.reference, "registry.example/kit:v1");
+        assert!(request.indexes.is_empty() && request.source.helpers, "{request:?}");
     }
 }
