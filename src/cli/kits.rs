@@ -13,6 +13,7 @@ use crate::cli::progress;
 use crate::config::Config;
 use crate::fs::FsError;
 use crate::fs::KitFs;
+use crate::layers::Beginning;
 use crate::layers::Layer;
 use crate::layers::Workshop;
 use crate::policy;
@@ -44,6 +45,7 @@ impl Kits {
     pub fn open(config: Config) -> Result<Self, Error> {
         let folders = &config.folders;
         let workshop = Workshop::open(
+            Beginning::New,
             &folders.cache,
             &folders.state,
             config.memory,

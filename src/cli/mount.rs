@@ -199,6 +199,7 @@ fn may(privileges: &Privileges) -> String {
         Landlock::Inherited => "writes to its own directories only (Landlock, by the workers before it)",
         Landlock::Unsupported => "writes where its user may: this kernel has no Landlock",
         Landlock::Helpers => "writes where its user may, for credential helpers do (no Landlock)",
+        Landlock::Failed => "writes where its user may: Landlock failed (the log tells why)",
     };
     format!("{capabilities}{programs}; {writes}")
 }

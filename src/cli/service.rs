@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use crate::fuse::backing::Backing;
 use crate::fuse::beat::Beat;
 use crate::fuse::opens::Opens;
 use crate::kit::tree::Inode;
+use crate::layers::Beginning;
 use crate::layers::Layer;
 use crate::layers::Workshop;
 use crate::ledger::Counters;
@@ -58,6 +60,7 @@ use crate::resolve::ResolveError;
 use crate::resolve::Signatures;
 use crate::source;
 use crate::store;
+use crate::store::Store;
 
 /// How often a person who waits for a mount is told how far it is.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
@@ -87,6 +90,10 @@ impl Served for Service {
         let _silent = log::start(&config::Log { target, level }, place, state_dir);
     }
 
+    fn directories(request: &MountRequest) -> Vec<PathBuf> {
+        Store::folders(&request.cache_dir).collect()
+    }
+
     fn prepare(
         request: &MountRequest,
         predecessor: Option<Predecessor>,
@@ -96,7 +103,9 @@ impl Served for Service {
             |fault: Fault, error: &dyn std::error::Error| MountFailure::new(fault.exit_code(), text::chain(error));
         let runtime = runtime::start().map_err(|error| failed(Fault::Other, &error))?;
         let audit = audit_settings(request);
+        let beginning = if predecessor.is_some() { Beginning::Again } else { Beginning::New };
         let workshop = Workshop::open(
+            beginning,
             &request.cache_dir,
             &request.state_dir,
             request.memory,

@@ -102,6 +102,7 @@ impl Workshop {
     /// eighths are for layers on their way, and a quarter for parts of them; the rest is for names,
     /// indexes and replies.
     pub fn open(
+        beginning: Beginning,
         cache_dir: &Path,
         state_dir: &Path,
         memory: u64,
@@ -112,7 +113,10 @@ impl Workshop {
         let key = || store::local_key(&state_dir.join("key"));
         let places = buffers::count_in(memory / 8 * 3).min(Semaphore::MAX_PERMITS);
         Ok(Arc::new(Self {
-            store: Arc::new(Store::open(cache_dir, key()?)?),
+            store: Arc::new(match beginning {
+                Beginning::New => Store::open(cache_dir, key()?)?,
+                Beginning::Again => Store::open_again(cache_dir, key()?),
+            }),
             buffers: Buffers::new(places),
             ledger: Arc::new(Ledger::default()),
             audit: Audit::new(audit, state_dir, key()?),
@@ -122,6 +126,15 @@ impl Workshop {
             room: Arc::new(Semaphore::new(places)),
         }))
     }
+}
+
+/// Whether anybody relies on what is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// Not yet: a disk that cannot be used is an error.
+    New,
+    /// Somebody did when another process died: a disk that cannot be used keeps nothing.
+    Again,
 }
 
 /// What is fetched of files before it is asked for.

@@ -7,7 +7,7 @@
 //!
 //! In reading order: what the processes tell each other (`request`, `message`, `wire`), the two of them
 //! (`holder`, `worker`), what they work with (`connection`, `control`, `record`, `process`, `keeper`,
-//! `estate`), and the commands (`launch`, `umount`, `status`, `upgrade`, with `mountinfo` and `users`).
+//! `estate`, `places`, `privileges`), and the commands (`launch`, `umount`, `status`, `upgrade`, with `mountinfo` and `users`).
 //!
 //! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
@@ -19,6 +19,7 @@ mod keeper;
 mod launch;
 mod message;
 mod mountinfo;
+mod places;
 mod privileges;
 mod process;
 mod record;

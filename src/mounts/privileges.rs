@@ -7,7 +7,7 @@
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use landlock::ABI;
 use landlock::AccessFs;
@@ -24,7 +24,7 @@ use landlock::RulesetError;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
-use crate::mounts::request::{LogTarget, MountRequest};
+use crate::mounts::places::Places;
 
 /// What a worker keeps, if it has it.
 const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
@@ -56,22 +56,41 @@ pub enum Landlock {
     Unsupported,
     /// Nothing: programs that hand out credentials write where they like, and would be held to the same.
     Helpers,
+    /// Nothing: the kernel has it and refused, and the log says why.
+    Failed,
+}
+
+/// Whether a worker runs programs that hand out credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Helpers {
+    /// It may have to.
+    Expected,
+    /// It does not.
+    None,
 }
 
 impl Privileges {
-    /// Gives up what a worker of this mount does not need; what is left. Comes before any thread: each has its own.
-    pub(super) fn drop_all_but_needed(request: &MountRequest) -> io::Result<Self> {
-        rustix::thread::set_no_new_privs(true)?;
-        let has = rustix::thread::capabilities(None)?;
-        let kept = CapabilitySets {
-            effective: has.effective & KEPT,
-            permitted: has.permitted & KEPT,
-            inheritable: CapabilitySet::empty(),
+    /// Gives up what a worker that writes to these places does not need; what is left. Of three things each is given
+    /// up where the others cannot be. Comes before any thread: each has its own.
+    pub(super) fn drop_all_but_needed(places: &Places, helpers: Helpers) -> io::Result<Self> {
+        let tell = |error: &io::Error| tracing::warn!(%error, "this worker keeps privileges that it does not need");
+        let drop_capabilities = || {
+            let has = rustix::thread::capabilities(None)?;
+            let kept = CapabilitySets {
+                effective: has.effective & KEPT,
+                permitted: has.permitted & KEPT,
+                inheritable: CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, kept)
         };
-        rustix::thread::set_capabilities(None, kept)?;
-        let landlock = match request.source.helpers {
-            true => Landlock::Helpers,
-            false => confine(&directories(request))?,
+        let dropped = [rustix::thread::set_no_new_privs(true), drop_capabilities()];
+        dropped.into_iter().filter_map(Result::err).for_each(|error| tell(&error.into()));
+        let landlock = match helpers {
+            Helpers::Expected => Landlock::Helpers,
+            Helpers::None => confine(places).unwrap_or_else(|error| {
+                tell(&error);
+                Landlock::Failed
+            }),
         };
         let left = rustix::thread::capabilities(None)?.permitted;
         Ok(Self {
@@ -87,32 +106,20 @@ pub fn has_landlock() -> bool {
     ruleset().and_then(Ruleset::create).is_ok()
 }
 
-/// Where a worker writes.
-fn directories(request: &MountRequest) -> Vec<PathBuf> {
-    let places: [&Path; 3] = [&request.cache_dir, &request.state_dir, &request.runtime_dir];
-    let mut directories: Vec<_> = places.into_iter().map(Path::to_owned).collect();
-    let mut files: Vec<&Path> = vec![&request.audit.file];
-    if let LogTarget::File(path) = &request.log.target {
-        files.push(path);
-    }
-    for file in files {
-        // A log may be a link to one that lies elsewhere.
-        let elsewhere = file.canonicalize().ok();
-        let folders = [file.parent(), elsewhere.as_deref().and_then(Path::parent)];
-        directories.extend(folders.into_iter().flatten().map(Path::to_owned));
-    }
-    directories
-}
-
-/// Keeps this thread, and all that come from it, from writing anywhere but below these directories.
-fn confine(directories: &[PathBuf]) -> io::Result<Landlock> {
+/// Keeps this thread, and all that come from it, from writing anywhere but to these places.
+fn confine(places: &Places) -> io::Result<Landlock> {
     let Ok(ruleset) = ruleset() else { return Ok(Landlock::Unsupported) };
     let writing = AccessFs::from_write(RIGHTS);
     let mut ruleset = ruleset.handle_access(writing).and_then(Ruleset::create).map_err(io::Error::other)?;
-    for directory in directories {
+    let files = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
+    let directories = places.directories.iter().map(|directory| (directory, writing));
+    for (directory, rights) in directories.chain(places.folders_of_logs.iter().map(|folder| (folder, files))) {
         // A rule is for what is there.
         let _there_or_cannot_be_used = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        ruleset = allow(ruleset, directory, writing)?;
+        ruleset = allow(ruleset, directory, rights)?;
+    }
+    for device in &places.devices {
+        ruleset = allow(ruleset, device, AccessFs::WriteFile.into())?;
     }
     // Programs are started with it.
     ruleset = allow(ruleset, Path::new("/dev/null"), AccessFs::WriteFile.into())?;
@@ -146,6 +153,12 @@ mod tests {
     use std::fs;
     use std::fs::File;
 
+    fn places(directory: &Path) -> Places {
+        let mut places = Places::default();
+        places.directories.push(directory.to_owned());
+        places
+    }
+
     #[test]
     fn who_is_confined_reads_everywhere_and_writes_at_home() {
         let folders = tempfile::tempdir().unwrap();
@@ -154,7 +167,7 @@ mod tests {
         fs::write(away.join("read"), "strange").unwrap();
         // What is given up is given up for one thread, and this one ends.
         let confined = std::thread::spawn(move || {
-            let landlock = confine(std::slice::from_ref(&home)).unwrap();
+            let landlock = confine(&places(&home)).unwrap();
             assert_eq!(landlock == Landlock::Enforced, has_landlock());
             fs::create_dir(&new).unwrap();
             fs::write(home.join("a"), "ours").unwrap();
@@ -180,13 +193,84 @@ mod tests {
         }
     }
 
+    /// Has the kernel refuse a system call to this thread.
+    fn refuse(call: libc::c_long) {
+        let step = |code: u32, jump_false: u8, value: u32| libc::sock_filter {
+            code: code.try_into().unwrap(),
+            jt: 0,
+            jf: jump_false,
+            k: value,
+        };
+        // `seccomp_data` begins with the number of the call.
+        let mut steps = [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, call.try_into().unwrap()),
+            step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EIO.unsigned_abs()),
+            step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: steps.as_mut_ptr() };
+        rustix::thread::set_no_new_privs(true).unwrap();
+        // SAFETY: the kernel copies the program, which lives until it has.
+        let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    }
+
+    #[test]
+    fn beside_a_log_only_files_are_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = folder.path().to_owned();
+        let mut places = Places::default();
+        places.folders_of_logs.push(logs.clone());
+        places.devices.push("/dev/full".into());
+        let confined = std::thread::spawn(move || {
+            let landlock = confine(&places).unwrap();
+            fs::write(logs.join("log"), "a line").unwrap();
+            fs::rename(logs.join("log"), logs.join("log.1")).unwrap();
+            fs::write(logs.join("log"), "a line").unwrap();
+            fs::rename(logs.join("log.1"), logs.join("log")).unwrap();
+            fs::remove_file(logs.join("log")).unwrap();
+            File::options().write(true).open("/dev/full").unwrap();
+            let others = [
+                fs::create_dir(logs.join("folder")).is_err(),
+                std::os::unix::fs::symlink("log", logs.join("link")).is_err(),
+                File::options().write(true).open("/dev/zero").is_err(),
+            ];
+            (landlock, others)
+        });
+        let (landlock, others) = confined.join().unwrap();
+        assert_eq!(others, [landlock == Landlock::Enforced; 3]);
+    }
+
+    #[test]
+    fn what_cannot_be_given_up_is_told_and_all_else_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = |refused: libc::c_long| {
+            let places = places(folder.path());
+            let thread = std::thread::spawn(move || {
+                refuse(refused);
+                Privileges::drop_all_but_needed(&places, Helpers::None).unwrap()
+            });
+            thread.join().unwrap()
+        };
+        let without_landlock = left(libc::SYS_landlock_restrict_self);
+        let expected = if has_landlock() { Landlock::Failed } else { Landlock::Unsupported };
+        assert_eq!((without_landlock.landlock, without_landlock.no_new_privs), (expected, true));
+        let needed = |name: &String| ["CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"].contains(&name.as_str());
+        assert!(without_landlock.capabilities.iter().all(needed), "{without_landlock:?}");
+        let with_capabilities = left(libc::SYS_capset);
+        let expected = if has_landlock() { Landlock::Enforced } else { Landlock::Unsupported };
+        assert_eq!((with_capabilities.landlock, with_capabilities.no_new_privs), (expected, true));
+        let has = rustix::thread::capabilities(None).unwrap().permitted;
+        assert_eq!(with_capabilities.capabilities.len(), has.iter_names().count());
+    }
+
     #[test]
     fn who_is_confined_too_often_stays_confined() {
         let folders = tempfile::tempdir().unwrap();
         let [home, away] = ["home", "away"].map(|name| folders.path().join(name));
         fs::create_dir(&away).unwrap();
         let confined = std::thread::spawn(move || {
-            let layers: Vec<_> = (0..20).map(|_| confine(std::slice::from_ref(&home)).unwrap()).collect();
+            let layers: Vec<_> = (0..20).map(|_| confine(&places(&home)).unwrap()).collect();
             fs::write(home.join("a"), "ours").unwrap();
             (layers, fs::write(away.join("new"), "").is_err())
         });

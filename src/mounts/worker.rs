@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,13 +22,17 @@ use crate::mounts::estate;
 use crate::mounts::estate::{Estate, Keys};
 use crate::mounts::keeper::Keeper;
 use crate::mounts::message::{FromWorker, Task, ToWorker};
-use crate::mounts::privileges::Privileges;
+use crate::mounts::places::Places;
+use crate::mounts::privileges::{Helpers, Privileges};
 use crate::mounts::process;
 use crate::mounts::request::{LogSettings, MountFailure, MountRequest, Presence, Progress, Snapshot, Summary};
 use crate::mounts::wire::Channel;
 
 /// How often a worker looks for another holder.
 const HOLDERS: u32 = 5;
+
+/// How often a worker looks whether its directories are those that it may write to.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How often a worker says how it is without being asked: what dies with it is younger than this.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -41,6 +45,10 @@ pub trait Served: Sized + Send + Sync + 'static {
     /// Starts the log of this process, a holder's or a worker's, as the request says. `Progress` and
     /// failures before it go to the caller.
     fn start_log(settings: &LogSettings, state_dir: &Path);
+
+    /// The directories that it has in the cache directory, first the one that the others lie in. Any of them may be a
+    /// link to one that lies elsewhere.
+    fn directories(request: &MountRequest) -> Vec<PathBuf>;
 
     /// Gets ready to answer: resolves the reference, builds the tree, opens the store.
     ///
@@ -128,10 +136,13 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     if let Some(Err(error)) = oom_score.map(process::set_oom_score) {
         tracing::debug!(%error, "the out-of-memory score stays as it is");
     }
-    match Privileges::drop_all_but_needed(&request) {
+    let helpers = if request.source.helpers { Helpers::Expected } else { Helpers::None };
+    let mut places = Places::of(&request, &S::directories(&request));
+    match Privileges::drop_all_but_needed(&places, helpers) {
         Ok(left) => channel.send_patiently(&FromWorker::Confined(left), &[], None)?,
-        Err(error) => tracing::warn!(%error, "this worker keeps privileges that it does not need"),
+        Err(error) => tracing::warn!(%error, "this worker does not know what it may do"),
     }
+    places.remember();
     let tree = (descriptors.len() > 3).then(|| descriptors.pop()).flatten();
     let [page, keeper, table] = <[OwnedFd; 3]>::try_from(descriptors).map_err(|_| unexpected())?;
     let beat = Beat::from_descriptor(page)?;
@@ -150,6 +161,8 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
         Ok(prepared) => prepared,
         Err(failure) => return channel.send_patiently(&FromWorker::Failed(failure), &[], None),
     };
+    // What was missing has been made.
+    places.remember();
     let served = Arc::new(served);
     let prepared = FromWorker::Prepared(summary.clone());
     channel.send_patiently(&prepared, &[tree.as_fd()], None)?;
@@ -185,6 +198,8 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
                 find_holder(&estate, keys, &farewell, || served.snapshot());
             }
         })?;
+        let watcher = std::thread::Builder::new().name("kitfs-places".to_owned());
+        watcher.spawn_scoped(threads, || leave_when_moved(&places))?;
         if let Err(error) = session.run() {
             // Without a look back: the reporter would go on telling that all is well.
             tracing::error!(%error, "this worker ends");
@@ -201,6 +216,22 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
         // Without a look back: the reporter listens for ever, and what waits for a source may too.
         std::process::exit(0)
     })
+}
+
+/// Waits until a directory of the cache has another in its place, and leaves that to the next worker: what this one
+/// opened, and what it was confined to, is not there any more.
+fn leave_when_moved(places: &Places) {
+    let directory = loop {
+        std::thread::sleep(LOOK_EVERY);
+        if let Some(directory) = places.moved() {
+            break directory;
+        }
+    };
+    tracing::warn!(directory = %directory.display(), "there is another directory in its place, for another worker");
+    // As if it was killed, which no reader notices and no request is held responsible for.
+    if let Err(error) = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL) {
+        tracing::error!(%error, "this worker stays, and does not use it");
+    }
 }
 
 /// Starts a new holder in place of the one that died, and leaves the mount to it. Returns if that cannot be: then the

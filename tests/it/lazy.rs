@@ -14,7 +14,7 @@ use crate::support::kitfs::Kitfs;
 use crate::support::mount::attribute;
 use crate::support::tree::Tree;
 
-const UNIT: u64 = 512 * 1024;
+pub const UNIT: u64 = 512 * 1024;
 const EIO: i32 = 5;
 
 /// A kit with one file of `units` units and a few bytes.
@@ -25,16 +25,16 @@ fn large(units: usize) -> (Vec<u8>, Packed) {
 }
 
 /// An installation that knows what is in a kit and has nothing of it, and the kit's registry.
-struct Indexed {
-    kitfs: Kitfs,
+pub struct Indexed {
+    pub kitfs: Kitfs,
     server: Faults,
-    reference: String,
+    pub reference: String,
     is_up: Arc<AtomicBool>,
     spoil: Arc<Mutex<Option<u64>>>,
 }
 
 impl Indexed {
-    fn new(kit: &Packed) -> Self {
+    pub fn new(kit: &Packed) -> Self {
         Self::with(kit, |_, answer| answer)
     }
 
@@ -90,7 +90,7 @@ impl Indexed {
     }
 }
 
-fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+pub fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     File::open(path)?.read_exact_at(&mut bytes, offset)?;
     Ok(bytes)
@@ -478,7 +478,7 @@ fn weights_are_fetched_whole_once_a_loader_has_read_their_header() {
 }
 
 /// A file system over a directory, until it is dropped.
-struct Over<'p>(&'p Path);
+pub struct Over<'p>(&'p Path);
 
 impl<'p> Over<'p> {
     fn tmpfs(at: &'p Path, size: &str) -> Self {
@@ -488,7 +488,7 @@ impl<'p> Over<'p> {
         Self(at)
     }
 
-    fn read_only(at: &'p Path) -> Self {
+    pub fn read_only(at: &'p Path) -> Self {
         rustix::mount::mount_bind(at, at).unwrap();
         let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
         rustix::mount::mount_remount(at, flags, c"").unwrap();
@@ -503,7 +503,7 @@ impl Drop for Over<'_> {
 }
 
 /// A kit of several shapes of file, larger than the disks of these tests.
-fn roomy() -> Packed {
+pub fn roomy() -> Packed {
     let files: Vec<_> = (0..50).map(|number| file(&format!("data/{number:02}"), noise(number, 9000))).collect();
     Kit::named("roomy")
         .with(Base::Model, "model", [file("model/weights.bin", noise(3, 24 * UNIT as usize + 5))])
@@ -534,26 +534,6 @@ fn a_full_disk_costs_fetches_and_no_errors() {
     mount.unmount();
     kitfs.run(&["pull", &format!("{}/kit:v1", server.host())]).expect(1);
     drop(small);
-}
-
-#[test]
-fn a_cache_that_is_removed_or_read_only_under_a_mount_costs_no_errors() {
-    if !host::can_mount() {
-        return;
-    }
-    let kit = roomy();
-    let indexed = Indexed::new(&kit);
-    let cache = indexed.kitfs.path("cache");
-    let mount = indexed.kitfs.mount(&indexed.reference);
-    read_at(&mount.at("model/weights.bin"), 0, 1000).unwrap();
-    let read_only = Over::read_only(&cache);
-    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "with a cache that cannot be written");
-    drop(read_only);
-    mount.unmount();
-    let mount = indexed.kitfs.mount(&indexed.reference);
-    std::fs::remove_dir_all(&cache).unwrap();
-    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "with a cache that is gone");
-    mount.unmount();
 }
 
 #[test]

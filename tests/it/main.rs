@@ -19,6 +19,7 @@ mod crashes;
 mod damage;
 mod demo;
 mod dependencies;
+mod disks;
 mod docker;
 mod forgeries;
 mod fuzz;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use kitfs::audit;
 use kitfs::fs::{Handover, KitFs};
 use kitfs::kit::tree::{Inode, NodeKind};
-use kitfs::layers::{Metadata, Prefetch, Workshop};
+use kitfs::layers::{Beginning, Metadata, Prefetch, Workshop};
 use kitfs::policy::Policies;
 use kitfs::reference::Reference;
 use kitfs::resolve::{Documents, Freshness, Kit as Resolved, Query, Signatures};
@@ -115,8 +115,16 @@ impl Bench {
     fn workshop(&self) -> Arc<Workshop> {
         let audit = audit::Settings { file: self.path("state/audit.log"), copies: Vec::new(), directory: None };
         let timeout = Duration::from_secs(20);
-        Workshop::open(&self.path("cache"), &self.path("state"), 16 << 20, timeout, Prefetch::None, audit)
-            .expect("a store")
+        Workshop::open(
+            Beginning::New,
+            &self.path("cache"),
+            &self.path("state"),
+            16 << 20,
+            timeout,
+            Prefetch::None,
+            audit,
+        )
+        .expect("a store")
     }
 
     /// What the source has under its tag, as a mount has it.

@@ -85,6 +85,10 @@ impl Served for Toy {
         tracing_subscriber::fmt().with_writer(log).with_max_level(tracing::Level::DEBUG).with_ansi(false).init();
     }
 
+    fn directories(_: &MountRequest) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     fn prepare(
         request: &MountRequest,
         predecessor: Option<Predecessor>,
