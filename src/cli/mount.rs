@@ -99,7 +99,10 @@ fn request(config: &Config, reference: &str, directory: &Path) -> Result<MountRe
             plain_http: source.plain_http,
             ca_cert: source.ca_cert.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
             registry_config: source.registry_config.as_deref().map(absolute).transpose()?,
-            helpers: source::asks_helpers(source.registry_config.as_deref()),
+            helpers: match &reference {
+                Reference::Registry(kit) => source::asks_helpers(source.registry_config.as_deref(), &kit.host),
+                Reference::Layout { .. } | Reference::Kitops { .. } => false,
+            },
             access_ttl: config.access_ttl,
             freshness: config.freshness,
         },
@@ -198,7 +201,7 @@ fn may(privileges: &Privileges) -> String {
         Landlock::Enforced => "writes to its own directories only (Landlock)",
         Landlock::Inherited => "writes to its own directories only (Landlock, by the workers before it)",
         Landlock::Unsupported => "writes where its user may: this kernel has no Landlock",
-        Landlock::Helpers => "writes where its user may, for credential helpers do (no Landlock)",
+        Landlock::Helpers => "writes where its user may, for credential helpers of its registries do (no Landlock)",
         Landlock::Failed => "writes where its user may: Landlock failed (the log tells why)",
     };
     format!("{capabilities}{programs}; {writes}")

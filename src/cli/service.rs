@@ -47,6 +47,7 @@ use crate::mounts::Served;
 use crate::mounts::Snapshot;
 use crate::mounts::State;
 use crate::mounts::Summary;
+use crate::mounts::Unprepared;
 use crate::mounts::tree_file;
 use crate::policy;
 use crate::policy::Policies;
@@ -95,6 +96,74 @@ impl Served for Service {
     }
 
     fn prepare(
+        request: &MountRequest,
+        predecessor: Option<Predecessor>,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Prepared<Self>, Unprepared> {
+        if !request.source.helpers {
+            source::hold_helpers_back();
+        }
+        let prepared = Self::get_ready(request, predecessor, progress);
+        // Parents may be at other registries than their kit.
+        if source::needs_helpers() { Err(Unprepared::NeedsHelpers) } else { Ok(prepared?) }
+    }
+
+    fn mounted(&self) -> Result<(), MountFailure> {
+        let Some(link) = self.fs.kit().first() else { return Ok(()) };
+        let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
+        let recorded = self.fs.workshop().audit.record(audit::Event::Mounted { kit });
+        recorded.map_err(|error| MountFailure::new(error.fault().exit_code(), text::chain(&*error)))
+    }
+
+    fn unmounted(request: &MountRequest, summary: &Summary) {
+        let kit = audit::Kit { reference: request.reference.clone(), digest: summary.digest };
+        match store::local_key(&request.state_dir.join("key")) {
+            Ok(key) => {
+                let audit = Audit::new(audit_settings(request), &request.state_dir, key);
+                audit.record_soon(audit::Event::Unmounted { kit });
+                audit.flush();
+            }
+            Err(error) => tracing::error!("the end of the mount is not in the audit log: {}", text::chain(&error)),
+        }
+    }
+
+    fn filesystem(self: &Arc<Self>, beat: Beat, opens: Arc<Opens>) -> Adapter {
+        let (fs, runtime) = (Arc::clone(&self.fs), self.runtime.handle().clone());
+        let opens = Arc::clone(self.opens.get_or_init(|| opens));
+        Adapter::new(fs, runtime, opens, self.passthrough, beat)
+    }
+
+    fn backing(&self, inode: u64) -> Option<impl Backing> {
+        self.fs.whole(Inode(inode), self.passthrough.0)
+    }
+
+    fn touched(&self, inode: u64) {
+        self.fs.report_touched(Inode(inode));
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let ledger = &self.fs.workshop().ledger;
+        let counters = ledger.counters();
+        Snapshot {
+            state: if self.fs.is_degraded() { State::Degraded } else { State::Ready },
+            bytes_verified: counters.verified,
+            bytes_fetched: self.before.fetched + counters.fetched,
+            cache_hits: self.before.cache_hits + counters.cache_hits,
+            passthrough: self.opens.get().is_some_and(|opens| opens.passes_through()),
+            last_error: ledger.last_error().map(last_error).or_else(|| self.error_before.clone()),
+        }
+    }
+
+    fn ended(&self) {
+        self.fs.workshop().audit.flush();
+        source::end_helpers();
+        tracing::info!("the mount has ended");
+    }
+}
+
+impl Service {
+    /// Opens the kit, or goes on with what another worker had.
+    fn get_ready(
         request: &MountRequest,
         predecessor: Option<Predecessor>,
         progress: &(dyn Fn(Progress) + Send + Sync),
@@ -151,58 +220,6 @@ impl Served for Service {
         let passthrough = (request.passthrough, request.stack_depth);
         let (fs, opens) = (Arc::new(fs), OnceLock::new());
         Ok(Prepared { served: Self { fs, runtime, before, error_before, passthrough, opens }, tree, summary })
-    }
-
-    fn mounted(&self) -> Result<(), MountFailure> {
-        let Some(link) = self.fs.kit().first() else { return Ok(()) };
-        let kit = audit::Kit { reference: link.reference.clone(), digest: link.digest };
-        let recorded = self.fs.workshop().audit.record(audit::Event::Mounted { kit });
-        recorded.map_err(|error| MountFailure::new(error.fault().exit_code(), text::chain(&*error)))
-    }
-
-    fn unmounted(request: &MountRequest, summary: &Summary) {
-        let kit = audit::Kit { reference: request.reference.clone(), digest: summary.digest };
-        match store::local_key(&request.state_dir.join("key")) {
-            Ok(key) => {
-                let audit = Audit::new(audit_settings(request), &request.state_dir, key);
-                audit.record_soon(audit::Event::Unmounted { kit });
-                audit.flush();
-            }
-            Err(error) => tracing::error!("the end of the mount is not in the audit log: {}", text::chain(&error)),
-        }
-    }
-
-    fn filesystem(self: &Arc<Self>, beat: Beat, opens: Arc<Opens>) -> Adapter {
-        let (fs, runtime) = (Arc::clone(&self.fs), self.runtime.handle().clone());
-        let opens = Arc::clone(self.opens.get_or_init(|| opens));
-        Adapter::new(fs, runtime, opens, self.passthrough, beat)
-    }
-
-    fn backing(&self, inode: u64) -> Option<impl Backing> {
-        self.fs.whole(Inode(inode), self.passthrough.0)
-    }
-
-    fn touched(&self, inode: u64) {
-        self.fs.report_touched(Inode(inode));
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let ledger = &self.fs.workshop().ledger;
-        let counters = ledger.counters();
-        Snapshot {
-            state: if self.fs.is_degraded() { State::Degraded } else { State::Ready },
-            bytes_verified: counters.verified,
-            bytes_fetched: self.before.fetched + counters.fetched,
-            cache_hits: self.before.cache_hits + counters.cache_hits,
-            passthrough: self.opens.get().is_some_and(|opens| opens.passes_through()),
-            last_error: ledger.last_error().map(last_error).or_else(|| self.error_before.clone()),
-        }
-    }
-
-    fn ended(&self) {
-        self.fs.workshop().audit.flush();
-        source::end_helpers();
-        tracing::info!("the mount has ended");
     }
 }
 

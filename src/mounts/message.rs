@@ -85,6 +85,8 @@ pub(super) enum FromWorker {
     Prepared(Summary),
     /// It cannot be served.
     Failed(MountFailure),
+    /// Not by this one, for a program would have to be asked for credentials.
+    NeedsHelpers,
     /// Serving from now on.
     Serving,
     /// How it is, on request (with its number) or unasked.

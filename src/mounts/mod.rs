@@ -7,7 +7,8 @@
 //!
 //! In reading order: what the processes tell each other (`request`, `message`, `wire`), the two of them
 //! (`holder`, `worker`), what they work with (`connection`, `control`, `record`, `process`, `keeper`,
-//! `estate`, `places`, `privileges`), and the commands (`launch`, `umount`, `status`, `upgrade`, with `mountinfo` and `users`).
+//! `estate`, `places`, `privileges`), and the commands (`launch`, `umount`, `status`, `upgrade`, with `mountinfo`
+//! and `users`).
 //!
 //! Carries a request and a summary of the kit, and asks nothing of sources and stores.
 
@@ -45,7 +46,7 @@ pub use request::{
 pub use status::{Status, StatusError, status, status_of_all};
 pub use umount::{UmountError, Unmounted, umount};
 pub use upgrade::{UpgradeError, Upgraded, upgrade, upgrade_to};
-pub use worker::{Predecessor, Prepared, Served, tree_file};
+pub use worker::{Predecessor, Prepared, Served, Unprepared, tree_file};
 
 /// Runs a holder or a worker, if the program's arguments (its name among them) are theirs. Comes before any
 /// other reading of arguments and before any thread.

@@ -92,7 +92,7 @@ pub struct SourceSettings {
     pub ca_cert: Vec<AbsolutePath>,
     /// `--registry-config`.
     pub registry_config: Option<AbsolutePath>,
-    /// Whether programs are asked for credentials. Where that was not said, they may be.
+    /// Whether programs may be asked for credentials, as far as is known. Where that was not said, they may be.
     #[serde(default = "yes")]
     pub helpers: bool,
     /// `--access-ttl`.

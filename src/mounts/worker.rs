@@ -59,7 +59,7 @@ pub trait Served: Sized + Send + Sync + 'static {
         request: &MountRequest,
         predecessor: Option<Predecessor>,
         progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<Prepared<Self>, MountFailure>;
+    ) -> Result<Prepared<Self>, Unprepared>;
 
     /// The kit is in the tree, and nothing of it has been answered yet. Not told to a worker that takes over.
     ///
@@ -107,6 +107,21 @@ pub struct Prepared<S> {
     pub tree: File,
     /// What is known of the kit.
     pub summary: Summary,
+}
+
+/// Why a worker serves nothing.
+#[derive(Debug)]
+pub enum Unprepared {
+    /// Nobody could.
+    Failed(MountFailure),
+    /// It needs a program that hands out credentials, and the request says that there is none to ask.
+    NeedsHelpers,
+}
+
+impl From<MountFailure> for Unprepared {
+    fn from(failure: MountFailure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// A file in memory that nobody can change any more, for a tree to be handed from worker to worker.
@@ -159,7 +174,8 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
     };
     let Prepared { served, tree, summary } = match S::prepare(&request, predecessor, &progress) {
         Ok(prepared) => prepared,
-        Err(failure) => return channel.send_patiently(&FromWorker::Failed(failure), &[], None),
+        Err(Unprepared::Failed(failure)) => return channel.send_patiently(&FromWorker::Failed(failure), &[], None),
+        Err(Unprepared::NeedsHelpers) => return channel.send_patiently(&FromWorker::NeedsHelpers, &[], None),
     };
     // What was missing has been made.
     places.remember();
@@ -199,7 +215,10 @@ fn serve<S: Served>(channel: &Channel) -> io::Result<()> {
             }
         })?;
         let watcher = std::thread::Builder::new().name("kitfs-places".to_owned());
-        watcher.spawn_scoped(threads, || leave_when_moved(&places))?;
+        if let Err(error) = watcher.spawn_scoped(threads, || leave_when_moved(&places)) {
+            // Returning would be waiting for the reporter.
+            tracing::warn!(%error, "a cache directory that is made again is not noticed");
+        }
         if let Err(error) = session.run() {
             // Without a look back: the reporter would go on telling that all is well.
             tracing::error!(%error, "this worker ends");

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -183,6 +184,13 @@ impl Credentials {
         if helper.is_empty() || helper.contains('/') {
             return Err(unusable(&program, "that is no name of a credential helper"));
         }
+        if HELD_BACK.load(Ordering::SeqCst) {
+            NEEDED.store(true, Ordering::SeqCst);
+            return Err(unusable(
+                &program,
+                "the mount was made without a need for this credential helper: mount it again",
+            ));
+        }
         let mut command = Command::new(&program);
         command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         command.process_group(0).kill_on_drop(true);
@@ -243,17 +251,31 @@ fn usual_files() -> Vec<PathBuf> {
     kitops.into_iter().chain(docker.map(|folder| folder.join("config.json"))).collect()
 }
 
-/// Whether a helper may be asked for credentials, as far as the files say now: the one that was given, else KitOps'
-/// and Docker's.
-pub fn asks_helpers(given: Option<&Path>) -> bool {
+/// Whether a helper may be asked for the credentials of a registry, as far as the files say now: the one that was given,
+/// else KitOps' and Docker's.
+pub fn asks_helpers(given: Option<&Path>, host: &str) -> bool {
     let files = given.map_or_else(usual_files, |file| vec![file.to_owned()]);
     files.into_iter().any(|file| {
         let mut content = Vec::new();
         let read = files::open_regular(&file).and_then(|(file, _)| file.take(METADATA_LIMIT).read_to_end(&mut content));
         // One that cannot be read or understood is an error when it is needed.
         let config = read.ok().and_then(|_| serde_json::from_slice::<Config>(&content).ok());
-        config.is_some_and(|config| !config.creds_store.is_empty() || !config.cred_helpers.is_empty())
+        config.is_some_and(|config| matches!(config.keeper(host), Keeper::Helper(_)))
     })
+}
+
+/// Whether helpers are held back, and whether one was needed since.
+static HELD_BACK: AtomicBool = AtomicBool::new(false);
+static NEEDED: AtomicBool = AtomicBool::new(false);
+
+/// Runs no helper from now on: this process may write hardly anywhere, which would hold for a helper as well.
+pub fn hold_helpers_back() {
+    HELD_BACK.store(true, Ordering::SeqCst);
+}
+
+/// Whether a helper that was held back would have been asked.
+pub fn needs_helpers() -> bool {
+    NEEDED.load(Ordering::SeqCst)
 }
 
 /// The groups of the helpers that run now.

@@ -35,6 +35,8 @@ use crate::source::companions::Tags;
 pub use crate::source::credentials::Visitor;
 pub use crate::source::credentials::asks_helpers;
 pub use crate::source::credentials::end_helpers;
+pub use crate::source::credentials::hold_helpers_back;
+pub use crate::source::credentials::needs_helpers;
 use crate::source::files::Extent;
 use crate::source::files::ExtentStream;
 use crate::source::kitops::Store;

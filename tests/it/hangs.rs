@@ -300,6 +300,49 @@ impl Row {
 }
 
 #[test]
+fn what_is_here_is_read_beside_many_reads_that_hang() {
+    const HANGING: u64 = 100;
+    if !host::can_mount() {
+        return;
+    }
+    let kit = Kit::usual("usual").pack();
+    let content = Content::of(&kit);
+    let (cold, is_silent) = (kit.layer("model.v1").digest.clone(), Arc::new(AtomicBool::new(false)));
+    let silent = Arc::clone(&is_silent);
+    let server = Faults::start(move |asked, _| match silent.load(Ordering::SeqCst) && asked.path.ends_with(&cold) {
+        true => Answer::silence(),
+        false => content.answer(asked),
+    });
+    let kitfs = Kitfs::new().with("KITFS_READ_TIMEOUT", "60s");
+    let mount = kitfs.mount(&format!("{}/kit:v1", server.host()));
+    // Its layer is here then, and the kernel has nothing of the file.
+    let warm = File::open(mount.at(WARM)).expect("it is there");
+    std::fs::read(mount.at(WARM)).expect("all is well");
+    is_silent.store(true, Ordering::SeqCst);
+    let hanging = File::open(mount.at(COLD)).expect("it is there");
+    rustix::fs::fadvise(&hanging, 0, None, rustix::fs::Advice::Random).expect("a file");
+    rustix::fs::fadvise(&warm, 0, None, rustix::fs::Advice::DontNeed).expect("a file");
+    // Sooner than any of those that hang may give up.
+    let is_done = |waits: &dyn Fn() -> bool| host::soon(30, waits);
+    std::thread::scope(|scope| {
+        let begins = scope.spawn(|| {
+            for number in 0..HANGING {
+                // A request of its own each, which nobody waits for.
+                let page = std::num::NonZeroU64::new(4096);
+                rustix::fs::fadvise(&hanging, number * 3 * 4096, page, rustix::fs::Advice::WillNeed).expect("a file");
+            }
+        });
+        assert!(is_done(&|| begins.is_finished()), "so many cannot hang");
+        let reads = scope.spawn(|| std::fs::read(mount.at(WARM)).expect("it is here").len());
+        assert!(is_done(&|| reads.is_finished()), "it has to wait for the others");
+        assert_eq!(reads.join().expect("it does not panic"), 70_000);
+    });
+    is_silent.store(false, Ordering::SeqCst);
+    drop((warm, hanging));
+    mount.unmount();
+}
+
+#[test]
 fn nothing_hangs_whatever_the_source_does() {
     if !host::can_mount() {
         return;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::faults::{Answer, Content, Faults};
 use crate::support::host;
-use crate::support::kit::{Kit, Layout, Packed};
+use crate::support::kit::{Base, Kit, Layout, Packed, file, noise};
 use crate::support::kitfs::{Kitfs, Output};
 use crate::support::tree::Tree;
 
@@ -271,26 +271,81 @@ fn who_reads_kits_has_few_privileges_and_status_says_which() {
     mount.unmount();
 }
 
+/// An installation with a helper that must write to hand out the password of [`Private`], where it writes, and the
+/// credentials file that names it for these registries.
+fn with_helper(config: impl Fn(&str) -> String) -> (Kitfs, PathBuf) {
+    let kitfs = Kitfs::new();
+    let [helpers, diary, credentials] = ["helpers", "diary", "credentials.json"].map(|name| kitfs.path(name));
+    std::fs::create_dir(&helpers).expect("our own directory");
+    let helper = helpers.join("docker-credential-diary");
+    let answer = format!(r#"{{"Username":"reader","Secret":"{SECRET}"}}"#);
+    std::fs::write(
+        &helper,
+        format!("#!/bin/sh\nls -l /proc/$$/fd >> {} || exit 1\necho '{answer}'\n", diary.display()),
+    )
+    .expect("our own directory");
+    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).expect("our own file");
+    std::fs::write(&credentials, config("diary")).expect("our own directory");
+    let path = format!("{}:{}", helpers.display(), std::env::var("PATH").unwrap_or_default());
+    (kitfs.with("PATH", path).with("KITFS_REGISTRY_CONFIG", credentials), diary)
+}
+
 #[test]
 fn credential_helpers_may_write_what_they_need() {
     if !host::can_mount() {
         return;
     }
     let private = Private::new();
-    let kitfs = Kitfs::new();
-    let [helpers, diary, credentials] = ["helpers", "diary", "credentials.json"].map(|name| kitfs.path(name));
-    std::fs::create_dir(&helpers).expect("our own directory");
-    let helper = helpers.join("docker-credential-diary");
-    let answer = format!(r#"{{"Username":"reader","Secret":"{SECRET}"}}"#);
-    std::fs::write(&helper, format!("#!/bin/sh\necho asked >> {} || exit 1\necho '{answer}'\n", diary.display()))
-        .expect("our own directory");
-    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).expect("our own file");
-    std::fs::write(&credentials, r#"{"credsStore":"diary"}"#).expect("our own directory");
-    let path = format!("{}:{}", helpers.display(), std::env::var("PATH").unwrap_or_default());
-    let kitfs = kitfs.with("PATH", path).with("KITFS_REGISTRY_CONFIG", credentials);
+    let (kitfs, diary) = with_helper(|helper| format!(r#"{{"credsStore":"{helper}"}}"#));
     let mount = kitfs.mount(&private.by_tag());
-    Tree::read(mount.path()).without("Kitfile").assert_is(&private.kit.tree, "with a helper");
     assert!(diary.exists(), "the helper was not asked");
+    // Of a worker that has the connection already.
+    std::fs::remove_file(&diary).expect("our own file");
+    let id = rustix::process::Pid::from_raw(mount.process("pid")).expect("a process id");
+    rustix::process::kill_process(id, rustix::process::Signal::KILL).expect("it runs");
+    Tree::read(mount.path()).without("Kitfile").assert_is(&private.kit.tree, "with a helper");
+    let open = std::fs::read_to_string(&diary).expect("the helper was not asked again");
+    assert!(open.contains("pipe:") && !open.contains("/dev/fuse"), "it has the mount open: {open}");
+    assert_eq!(mount.status()["privileges"]["landlock"], "helpers");
+    mount.unmount();
+}
+
+#[test]
+fn a_helper_for_another_registry_frees_nobody() {
+    if !host::can_mount() {
+        return;
+    }
+    let private = Private::new();
+    private.is_open.store(true, Ordering::SeqCst);
+    let (kitfs, diary) = with_helper(|helper| format!(r#"{{"credHelpers":{{"other.example":"{helper}"}}}}"#));
+    let mount = kitfs.mount(&private.by_tag());
+    Tree::read(mount.path()).without("Kitfile").assert_is(&private.kit.tree, "without a helper");
+    assert_ne!(mount.status()["privileges"]["landlock"], "helpers");
+    assert!(!diary.exists(), "the helper was asked");
+    mount.unmount();
+}
+
+#[test]
+fn a_helper_for_the_registry_of_a_parent_may_write() {
+    if !host::can_mount() {
+        return;
+    }
+    let private = Private::new();
+    let server = private.server.host();
+    let (kitfs, diary) = with_helper(|helper| format!(r#"{{"credHelpers":{{"{server}":"{helper}"}}}}"#));
+    let child = Kit::named("child").parent(&private.by_tag()).with(Base::Docs, "OWN.md", [file("OWN.md", *b"own")]);
+    let layout = Layout::of(kitfs.path("layout"), &child.pack());
+    let mount = kitfs.mount(&layout.reference("v1"));
+    assert!(diary.exists(), "the helper was not asked");
+    assert_eq!(mount.status()["privileges"]["landlock"], "helpers");
+    assert_eq!(std::fs::read(mount.at("OWN.md")).expect("of the child"), b"own");
+    let weights = std::fs::read(mount.at("model/weights.bin")).expect("of the parent");
+    assert!(weights == noise(7, 1_300_007), "wrong bytes of the parent");
+    // The next worker knows.
+    let before = mount.process("pid");
+    let id = rustix::process::Pid::from_raw(before).expect("a process id");
+    rustix::process::kill_process(id, rustix::process::Signal::KILL).expect("it runs");
+    assert!(host::soon(60, || mount.try_status().is_some_and(|now| now["pid"] != before && now["pid"] != 0)));
     assert_eq!(mount.status()["privileges"]["landlock"], "helpers");
     mount.unmount();
 }

@@ -19,7 +19,7 @@ use kitfs::fuse::opens::Opens;
 use kitfs::fuse::reply_opened;
 use kitfs::mounts::{
     Decision, LogSettings, MountFailure, MountRequest, Predecessor, Prepared, Progress, Served, Snapshot, State,
-    Summary, tree_file,
+    Summary, Unprepared, tree_file,
 };
 use kitfs::resolve::Resolved;
 
@@ -93,11 +93,11 @@ impl Served for Toy {
         request: &MountRequest,
         predecessor: Option<Predecessor>,
         progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<Prepared<Self>, MountFailure> {
+    ) -> Result<Prepared<Self>, Unprepared> {
         let reference = request.reference.clone();
         progress(Progress::Step("resolving".to_owned()));
         match reference.as_str() {
-            "toy:refused" => return Err(MountFailure::new(5, "expected sha256:a, got sha256:b")),
+            "toy:refused" => return Err(MountFailure::new(5, "expected sha256:a, got sha256:b").into()),
             "toy:slow" => std::thread::sleep(Duration::from_secs(1000)),
             "toy:stillborn" => std::process::abort(),
             "toy:sterile" if predecessor.is_some() => std::process::abort(),

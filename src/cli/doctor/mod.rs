@@ -208,8 +208,8 @@ fn landlock() -> Check {
     match mounts::has_landlock() {
         true => good(
             name,
-            "the process that reads kits writes below cache, state, runtime and log directories only, unless it asks \
-             credential helpers (`kitfs status` says what became of each mount)",
+            "the process that reads kits writes below cache, state, runtime and log directories only, unless there are \
+             credential helpers for a registry that it asks (`kitfs status` says what became of each mount)",
         ),
         false => bad(
             name,

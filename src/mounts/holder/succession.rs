@@ -94,7 +94,7 @@ impl Holder {
             // The dead prepare nothing: only what it reported counts.
             match message {
                 FromWorker::Failed(failure) => self.give_up_on_worker(failure),
-                FromWorker::Report(..) | FromWorker::Ended | FromWorker::Progress(_) => {
+                FromWorker::Report(..) | FromWorker::Ended | FromWorker::Progress(_) | FromWorker::NeedsHelpers => {
                     self.heard(message, descriptors)
                 }
                 FromWorker::Confined(_) | FromWorker::Prepared(_) | FromWorker::Serving => {}

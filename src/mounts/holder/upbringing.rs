@@ -99,6 +99,15 @@ impl Holder {
                 }
             }
             FromWorker::Failed(failure) => self.give_up_on_worker(failure),
+            FromWorker::NeedsHelpers => {
+                // What confines a worker confines the programs that it starts. The next one is not.
+                self.request.source.helpers = true;
+                if let Some(worker) = self.worker.take() {
+                    worker.process.kill();
+                    self.lingering.push(worker.process);
+                }
+                self.restart = Some(Instant::now());
+            }
             FromWorker::Serving => self.serving(),
             FromWorker::Report(number, snapshot) => {
                 self.snapshot = Some(snapshot);
