@@ -105,7 +105,7 @@ pub(super) fn begin() -> io::Result<Channel> {
 #[derive(Debug)]
 pub(super) struct Started {
     child: Child,
-    /// Readable when the first thread is dead.
+    /// Readable when the first thread is dead, or from Linux 6.15 on when all are.
     leader: OwnedFd,
     /// Readable when all threads are.
     group: OwnedFd,
@@ -132,9 +132,16 @@ impl Started {
         self.child.id()
     }
 
-    /// Readable when the first thread is dead. The others may still be on their way, or stuck for ever.
+    /// Readable when the first thread is dead, or from Linux 6.15 on when all are. They may be stuck for ever.
     pub(super) fn leader(&self) -> &OwnedFd {
         &self.leader
+    }
+
+    /// Whether the first thread is dead. What was not waited for keeps its number.
+    pub(super) fn is_headless(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        // The name before the state may hold anything (proc_pid_stat(5)).
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X']))
     }
 
     /// Whether every thread is dead; then the process is also reaped.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use kitfs::audit;
-use kitfs::fs::{Handover, KitFs};
+use kitfs::fs::{FsError, Handover, KitFs, TakeoverError};
 use kitfs::kit::tree::{Inode, NodeKind};
 use kitfs::layers::{Beginning, Metadata, Prefetch, Workshop};
 use kitfs::policy::Policies;
@@ -278,6 +278,22 @@ impl Bench {
             }
         }
     }
+}
+
+/// As by a program that numbers the same files in another way: the kernel would be shown one for another.
+#[test]
+fn a_tree_with_other_numbers_is_not_taken_over() {
+    let bench = Bench::new(1);
+    let fs = bench.open(Metadata::Provisional).expect("a good kit");
+    // The digest of the tree comes last, as text.
+    let mut handover = postcard::to_stdvec(&fs.handover()).expect("it can be written");
+    let digit = handover.last_mut().expect("it is not empty");
+    *digit = if *digit == b'0' { b'1' } else { b'0' };
+    let other = postcard::from_bytes(&handover).expect("it is a handover still");
+    let options = options();
+    let refused = bench.runtime.block_on(KitFs::take_over(bench.workshop(), other, &[], &options));
+    assert!(matches!(refused, Err(TakeoverError::Fs(FsError::OtherTree))), "{refused:?}");
+    bench.check(&bench.take_over(fs.handover()));
 }
 
 /// The regular files below a folder, in a fixed order, without those that only are locked.

@@ -22,6 +22,7 @@ pub const ALL: &[(&str, fn())] = cases![
     a_status_in_the_middle_of_a_takeover_names_the_new_worker,
     a_stopped_worker_holds_nobody_up,
     a_worker_without_a_sign_of_life_is_replaced,
+    a_worker_that_cannot_die_holds_nobody_up,
     a_request_that_kills_workers_is_refused_alone,
     heirs_that_cannot_take_over_fail_the_mount,
     a_worker_whose_holder_dies_finds_another,
@@ -231,6 +232,20 @@ fn a_worker_without_a_sign_of_life_is_replaced() {
     // Read by nobody before: waits for the next worker.
     check(&host.directory(), 123);
     assert_ne!(host.next_worker(pid).pid, pid);
+    host.umount(Busy::Keep).unwrap();
+    host.assert_nothing_left();
+}
+
+/// A thread that waits for an answer to a lookup which its own process has taken is not killed before there is one,
+/// and only the next worker can give it.
+fn a_worker_that_cannot_die_holds_nobody_up() {
+    let host = Host::mounted("toy:tangled");
+    let before = host.status().pid;
+    check(&host.directory(), 66);
+    eventually("it asks itself", || toy::tangled(&host.state()).exists());
+    signal(before, Signal::KILL);
+    check(&host.directory(), 98);
+    assert_ne!(host.next_worker(before).pid, before);
     host.umount(Busy::Keep).unwrap();
     host.assert_nothing_left();
 }

@@ -48,6 +48,11 @@ pub fn backing_path(state_dir: &Path, number: u64) -> PathBuf {
     state_dir.join(format!("f{number}"))
 }
 
+/// Is there once a worker of `toy:tangled` waits for an answer of its own, which will not come.
+pub fn tangled(state_dir: &Path) -> PathBuf {
+    state_dir.join("tangled")
+}
+
 /// How many files there is a file behind, the first ones.
 pub const BACKED: u64 = 20;
 
@@ -55,6 +60,7 @@ pub struct Toy {
     reference: String,
     counted: Option<Snapshot>,
     state_dir: PathBuf,
+    directory: PathBuf,
     opens: OnceLock<Arc<Opens>>,
 }
 
@@ -125,8 +131,12 @@ impl Served for Toy {
                 std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
             }
         }
-        let state_dir = request.state_dir.to_path_buf();
-        Ok(Prepared { served: Self { reference, counted, state_dir, opens: OnceLock::new() }, tree, summary })
+        let (state_dir, directory) = (request.state_dir.to_path_buf(), request.directory.to_path_buf());
+        Ok(Prepared {
+            served: Self { reference, counted, state_dir, directory, opens: OnceLock::new() },
+            tree,
+            summary,
+        })
     }
 
     fn filesystem(self: &Arc<Self>, beat: Beat, opens: Arc<Opens>) -> ToyFs {
@@ -215,6 +225,10 @@ impl Filesystem for ToyFs {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.beat.answered();
         let number = name.to_str().and_then(|name| name.strip_prefix('f')?.parse::<u64>().ok());
+        if self.toy.reference == "toy:tangled" && number == Some(98) && self.toy.counted.is_none() {
+            std::fs::write(tangled(&self.toy.state_dir), "").unwrap();
+            std::thread::sleep(Duration::from_secs(1000));
+        }
         match number.and_then(|number| attributes(INodeNo(number.checked_add(2)?))) {
             Some(attributes) => reply.entry(&TTL, &attributes, fuser::Generation(0)),
             None => reply.error(Errno::ENOENT),
@@ -269,6 +283,10 @@ impl Filesystem for ToyFs {
             "toy:poison" if number == 66 => std::process::abort(),
             "toy:stuck" if number == 66 => {
                 std::thread::sleep(Duration::from_secs(1000));
+            }
+            "toy:tangled" if number == 66 => {
+                let asked = self.toy.directory.join("f98");
+                std::thread::spawn(move || asked.metadata());
             }
             _ => {}
         }

@@ -347,6 +347,11 @@ impl Holder {
     /// What is due without any event.
     fn tick(&mut self) {
         let now = Instant::now();
+        if let Some(worker) =
+            self.worker.as_mut().filter(|worker| worker.dead.is_none() && worker.process.is_headless())
+        {
+            worker.dead = Some(now);
+        }
         let threads_left = |worker: &mut Worker| {
             worker.dead.is_some_and(|dead| now.duration_since(dead) < LAST_THREADS) && !worker.process.is_gone()
         };
