@@ -426,9 +426,7 @@ pub struct Layout {
 impl Layout {
     /// Makes an empty one.
     pub fn create(folder: PathBuf) -> Self {
-        for algorithm in ["sha256", "sha512"] {
-            std::fs::create_dir_all(folder.join("blobs").join(algorithm)).expect("our own directory");
-        }
+        std::fs::create_dir_all(folder.join("blobs/sha256")).expect("our own directory");
         std::fs::write(folder.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}").expect("our own directory");
         let index = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []
@@ -461,7 +459,9 @@ impl Layout {
 
     /// Puts bytes where a digest says, true or not.
     pub fn put(&self, digest: &str, bytes: &[u8]) {
-        std::fs::write(self.blob(digest), bytes).expect("our own directory");
+        let blob = self.blob(digest);
+        std::fs::create_dir_all(blob.parent().expect("it has a name")).expect("our own directory");
+        std::fs::write(blob, bytes).expect("our own directory");
     }
 
     /// Adds a manifest to the index, in place of the one that has its name.
