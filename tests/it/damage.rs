@@ -82,6 +82,38 @@ fn a_source_that_is_mended_is_read_after_all() {
     mount.unmount();
 }
 
+#[test]
+fn a_layer_that_tells_another_story_than_its_headers_did_is_refused() {
+    if !host::can_mount() {
+        return;
+    }
+    const MIB: usize = 1 << 20;
+    let kitfs = Kitfs::new();
+    let sized = |a: usize, b: usize| {
+        let files = [file("model/a.bin", noise(1, a)), file("model/b.bin", noise(2, b))];
+        Kit::named("story").with(Base::Model, "model", files).pack()
+    };
+    let (kit, lie) = (sized(2 * MIB, MIB), sized(MIB, 2 * MIB));
+    let (layer, told) = (kit.layer("model.v1"), lie.layer("model.v1"));
+    let layout = Layout::of(kitfs.path("layout"), &kit);
+    layout.put(&layer.digest, &told.bytes);
+    let mount = kitfs.mount(&layout.reference("v1"));
+    let size = || std::fs::metadata(mount.at("model/a.bin")).expect("it was listed").len();
+    assert_eq!(size(), MIB as u64, "what the source said before anybody could check it");
+    layout.put(&layer.digest, &layer.bytes);
+    for name in ["model/a.bin", "model/b.bin"] {
+        assert_eq!(Content::read(&mount.at(name)), Content::Error(EIO), "{name}");
+    }
+    let status = mount.status();
+    let message = status["last_error"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains(&layer.digest) && message.contains("mount it again"), "{status}");
+    assert_eq!(size(), MIB as u64, "the kernel knows no other");
+    mount.unmount();
+    let mount = kitfs.mount(&layout.reference("v1"));
+    Tree::read(mount.path()).without("Kitfile").assert_is(&kit.tree, "mounted again");
+    mount.unmount();
+}
+
 /// Every regular file below a directory.
 fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
