@@ -91,7 +91,7 @@ impl Mounted {
     pub fn stay(self) -> io::Result<()> {
         let Some((mut holder, channel, signals)) = self.holder else { return Ok(()) };
         while !holder.is_gone() {
-            let mut polled = [PollFd::new(&signals, PollFlags::IN), PollFd::new(holder.leader(), PollFlags::IN)];
+            let mut polled = [PollFd::new(&signals, PollFlags::IN), PollFd::new(holder.death(), PollFlags::IN)];
             match rustix::event::poll(&mut polled, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

@@ -105,9 +105,7 @@ pub(super) fn begin() -> io::Result<Channel> {
 #[derive(Debug)]
 pub(super) struct Started {
     child: Child,
-    /// Readable when the first thread is dead, or from Linux 6.15 on when all are.
-    leader: OwnedFd,
-    /// Readable when all threads are.
+    /// Readable when all threads are dead.
     group: OwnedFd,
     /// How it ended, once all threads are dead.
     status: Option<ExitStatus>,
@@ -118,13 +116,7 @@ impl Started {
     pub(super) fn new(child: Child) -> io::Result<Self> {
         let pid = Pid::from_child(&child);
         let group = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        // PIDFD_THREAD is Linux 6.9; without it the whole group's death has to do.
-        let thread = PidfdFlags::from_bits_retain(libc::O_EXCL.unsigned_abs());
-        let leader = match rustix::process::pidfd_open(pid, thread) {
-            Ok(leader) => leader,
-            Err(_) => group.try_clone()?,
-        };
-        Ok(Self { child, leader, group, status: None })
+        Ok(Self { child, group, status: None })
     }
 
     /// As /proc numbers it.
@@ -132,12 +124,13 @@ impl Started {
         self.child.id()
     }
 
-    /// Readable when the first thread is dead, or from Linux 6.15 on when all are. They may be stuck for ever.
-    pub(super) fn leader(&self) -> &OwnedFd {
-        &self.leader
+    /// Readable when all threads are dead, of which some may be stuck for ever.
+    pub(super) fn death(&self) -> &OwnedFd {
+        &self.group
     }
 
-    /// Whether the first thread is dead. What was not waited for keeps its number.
+    /// Whether the first thread is dead. From Linux 6.15 on a descriptor of it (PIDFD_THREAD) does not tell. What was
+    /// not waited for keeps its number.
     pub(super) fn is_headless(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
         // The name before the state may hold anything (proc_pid_stat(5)).

@@ -285,7 +285,7 @@ impl Holder {
             if let Stage::Greeting(greeter) = &worker.stage {
                 sources.push((greeter.as_fd(), PollFlags::IN, Event::Greeting));
             }
-            sources.push((worker.process.leader().as_fd(), PollFlags::IN, Event::WorkerDeath));
+            sources.push((worker.process.death().as_fd(), PollFlags::IN, Event::WorkerDeath));
         }
         if let Some((predecessor, _)) = &self.predecessor {
             sources.push((predecessor.as_fd(), PollFlags::IN, Event::PredecessorDeath));
@@ -347,10 +347,8 @@ impl Holder {
     /// What is due without any event.
     fn tick(&mut self) {
         let now = Instant::now();
-        if let Some(worker) =
-            self.worker.as_mut().filter(|worker| worker.dead.is_none() && worker.process.is_headless())
-        {
-            worker.dead = Some(now);
+        if self.worker.as_ref().is_some_and(|worker| worker.dead.is_none() && worker.process.is_headless()) {
+            self.handle(Event::WorkerDeath);
         }
         let threads_left = |worker: &mut Worker| {
             worker.dead.is_some_and(|dead| now.duration_since(dead) < LAST_THREADS) && !worker.process.is_gone()

@@ -72,7 +72,7 @@ impl Holder {
                 // Its end is noticed by its death; one that lives on without talking is of no use.
                 Ok(None) | Err(_) => {
                     worker.process.kill();
-                    let _ = wire::readable(worker.process.leader(), Some(Instant::now() + SHORT_TICK));
+                    let _ = wire::readable(worker.process.death(), Some(Instant::now() + SHORT_TICK));
                     self.handle(Event::WorkerDeath);
                     return;
                 }
