@@ -105,7 +105,7 @@ impl Store {
         for path in Self::folders(root) {
             make_folder(&path).map_err(|source| StoreError::Io { path, source })?;
         }
-        Ok(Self::open_again(root, key))
+        Ok(Self::at(root, key))
     }
 
     /// The same for who goes on where another process has died. Where the disk does not take what is missing, it
@@ -117,6 +117,10 @@ impl Store {
                 break;
             }
         }
+        Self::at(root, key)
+    }
+
+    fn at(root: &Path, key: LocalKey) -> Self {
         let root = root.join(FORMAT);
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let (budget, settling) = (Budget::default(), Settling::default());
