@@ -31,7 +31,8 @@ use crate::verity::FileTree;
 use crate::verity::UNIT;
 use crate::verity::VerityDigest;
 
-/// Bytes in one request that reads ahead, at most. Each request costs a registry some megabytes of reading, whatever it asks for.
+/// Bytes in one request that reads ahead, at most. Each request costs a registry some megabytes of reading, whatever it
+/// asks for.
 const LONG_SEGMENT: u64 = 64 * BUFFER as u64;
 
 /// Files whose readers are remembered.

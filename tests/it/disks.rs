@@ -113,9 +113,7 @@ fn a_folder_of_the_store_may_be_a_link() {
         return;
     }
     let kit = roomy();
-    let mut content = Content::default();
-    content.add_kit(&kit);
-    let server = Faults::honest(content);
+    let server = Faults::honest(Content::of(&kit));
     let kitfs = Kitfs::new();
     let [store, large] = ["cache/v1", "large"].map(|name| kitfs.path(name));
     std::fs::create_dir_all(&store).unwrap();

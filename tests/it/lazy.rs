@@ -40,8 +40,7 @@ impl Indexed {
 
     /// The same, with answers that come out of `change`.
     fn with(kit: &Packed, change: impl Fn(&Asked, Answer) -> Answer + Send + Sync + 'static) -> Self {
-        let mut content = Content::default();
-        content.add_kit(kit);
+        let content = Content::of(kit);
         let (is_up, spoil) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(None::<u64>)));
         let (up, spoilt) = (Arc::clone(&is_up), Arc::clone(&spoil));
         let server = Faults::start(move |asked, _| match up.load(Ordering::Relaxed) {
@@ -517,9 +516,7 @@ fn a_full_disk_costs_fetches_and_no_errors() {
         return;
     }
     let kit = roomy();
-    let mut content = Content::default();
-    content.add_kit(&kit);
-    let server = Faults::honest(content);
+    let server = Faults::honest(Content::of(&kit));
     let kitfs = Kitfs::new();
     let cache = kitfs.path("cache");
     let small = Over::tmpfs(&cache, "5m");
@@ -560,9 +557,7 @@ fn a_compressed_layer_is_read_on_a_full_disk() {
         let entry = [file("model/weights.bin", noise(3, 6 << 20)), file("model/small", *b"small")];
         let packing = Packing::Tar(compression);
         let kit = Kit::named("packed").packing(packing).with(Base::Model, "model", entry).pack();
-        let mut content = Content::default();
-        content.add_kit(&kit);
-        let server = Faults::honest(content);
+        let server = Faults::honest(Content::of(&kit));
         let kitfs = Kitfs::new();
         let cache = kitfs.path("cache");
         let small = Over::tmpfs(&cache, "3m");
@@ -579,8 +574,7 @@ fn a_source_without_ranges_is_read_whole() {
         return;
     }
     let (_, kit) = large(6);
-    let mut content = Content::default();
-    content.add_kit(&kit);
+    let content = Content::of(&kit);
     let server = Faults::start(move |asked, _| content.answer(&asked.without_range()));
     let kitfs = Kitfs::new();
     let reference = format!("{}/kit:v1", server.host());
