@@ -44,11 +44,18 @@ use crate::resolve::Pinned;
 use crate::resolve::ResolveError;
 use crate::source;
 use crate::verify::Verified;
+use crate::verity::UNIT;
 
 pub use model::ModelFailure;
 
 /// How many layers are listed at once.
 const LISTED_AT_ONCE: usize = 8;
+
+/// Bytes in large files up to which it hardly counts who reads them.
+const FEW_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Bytes of a large file that can be copied once more in the time in which a file is opened and closed.
+const OPENED_MEANWHILE: u64 = 32 * 1024;
 
 /// Which files the kernel may read by itself, once every byte of them is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +217,16 @@ impl KitFs {
             Passthrough::Sealed => whole().filter(Whole::is_sealed),
             Passthrough::Auto => whole(),
         }
+    }
+
+    /// Whether it is worth knowing which files are open. Otherwise opening many small ones costs more than is
+    /// saved where the kernel reads a few larger ones by itself.
+    pub fn profits_from_opens(&self) -> bool {
+        let files = self.tree.inodes().filter_map(|inode| self.tree.node(inode));
+        let files = files.filter(|node| matches!(node.kind, NodeKind::File { .. }));
+        let (large, small): (Vec<u64>, Vec<u64>) = files.map(|node| node.size).partition(|&size| size > UNIT);
+        let meanwhile = OPENED_MEANWHILE.saturating_mul(small.len() as u64);
+        large.iter().fold(0, |all, size| size.saturating_add(all)) > FEW_BYTES.min(meanwhile)
     }
 
     /// The inode was closed by the last that had it open.

@@ -64,6 +64,8 @@ pub struct Adapter {
     stack_depth: u32,
     /// Whether the kernel can open directories without us.
     kernel_opens_directories: bool,
+    /// Whether it opens files without us, for which there is no way back.
+    kernel_opens_files: bool,
     beat: Beat,
 }
 
@@ -79,7 +81,8 @@ impl Adapter {
         beat: Beat,
     ) -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { fs, runtime, owner, opens, passthrough, stack_depth, kernel_opens_directories: false, beat }
+        let (kernel_opens_directories, kernel_opens_files) = (false, false);
+        Self { fs, runtime, owner, opens, passthrough, stack_depth, kernel_opens_directories, kernel_opens_files, beat }
     }
 
     fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
@@ -193,6 +196,9 @@ impl fuser::Filesystem for Adapter {
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
         let _ = config.add_capabilities(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
         self.kernel_opens_directories = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
+        // Not in the reply: that has to be the first worker's, which may have known nothing of it.
+        let can_open = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.kernel_opens_files = can_open && !self.fs.profits_from_opens();
         // It also bounds the size of a read: to one buffer.
         let _ = config.set_max_write(BUFFER as u32);
         let _ = config.set_max_background(MAX_BACKGROUND);
@@ -227,6 +233,11 @@ impl fuser::Filesystem for Adapter {
         }
         if self.fs.tree().node(Inode(inode.0)).is_none() {
             return reply.error(Errno::ENOENT);
+        }
+        if self.kernel_opens_files {
+            // Then it opens and closes them all by itself from now on, and keeps what it has read of them.
+            self.beat.answered();
+            return reply.error(Errno::ENOSYS);
         }
         match self.opens.open(request.unique(), inode.0, || self.fs.whole(Inode(inode.0), self.passthrough)) {
             Ok((handle, mode)) => reply_opened(reply, handle, mode),
@@ -303,7 +314,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn flush(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        // There is nothing to flush, and nothing more is asked.
+        reply.error(Errno::ENOSYS);
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

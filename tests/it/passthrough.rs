@@ -73,6 +73,31 @@ fn a_proved_file_is_read_by_the_kernel_itself() {
 }
 
 #[test]
+fn small_files_are_opened_and_read_again_without_a_worker() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let content = |number: u64| noise(number, 1000 * number as usize);
+    let files: Vec<_> = (1..=40).map(|number| file(&format!("data/{number}"), content(number))).collect();
+    let kit = Kit::named("small").with(Base::Dataset, "data", files).pack();
+    let mount = kitfs.mount(&Layout::of(kitfs.path("layout"), &kit).reference("v1"));
+    let is_right = || (1..=40).all(|n| std::fs::read(mount.at(format!("data/{n}"))).is_ok_and(|b| b == content(n)));
+    assert!(is_right(), "a wrong byte, or none");
+    // A holder that runs would have another worker answer.
+    let pids = ["holder_pid", "pid"].map(|key| mount.process(key));
+    pids.iter().for_each(|pid| send(*pid, libc::SIGSTOP));
+    let was_right = std::thread::scope(|scope| {
+        let reader = scope.spawn(is_right);
+        let ended = host::soon(30, || reader.is_finished());
+        pids.iter().for_each(|pid| send(*pid, libc::SIGCONT));
+        ended && reader.join().expect("it does not panic")
+    });
+    assert!(was_right, "somebody was asked");
+    mount.unmount();
+}
+
+#[test]
 fn it_can_be_turned_off() {
     if !host::can_mount() {
         return;
