@@ -194,7 +194,7 @@ impl Shelf {
         let store = &self.workshop.store;
         let object = match store.object(tree) {
             Some(witness) => {
-                store.touch_object(&tree.verity);
+                store.touch_object(tree);
                 Object::Whole(Arc::new(witness))
             }
             None if store.has_partial(&tree.verity) => Object::Growing(Arc::new(store.partial(tree).ok()?)),

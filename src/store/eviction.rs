@@ -22,12 +22,14 @@ use crate::digest::Digest;
 use crate::kit::index::Index;
 use crate::store::Store;
 use crate::store::index_name;
+use crate::store::objects::has_record;
 use crate::store::read_whole;
 use crate::store::usage::name_of;
 use crate::store::usage::walk;
 use crate::store::write_whole;
 use crate::verify::Unverified;
 use crate::verify::Verified;
+use crate::verity::FileTree;
 use crate::verity::VerityDigest;
 
 /// A staging area that nobody wrote to for this long was left by a crash.
@@ -119,10 +121,12 @@ impl Store {
         Ok(before.saturating_sub(self.count()?))
     }
 
-    /// Notes that an object is in use now.
-    pub fn touch_object(&self, verity: &VerityDigest) {
+    /// Notes that an object is in use now. Of a small one only its layer's index tells that.
+    pub fn touch_object(&self, tree: &FileTree) {
         let now = FileTimes::new().set_modified(SystemTime::now());
-        if let Ok(record) = File::open(self.record_path(verity)) {
+        if has_record(tree.size)
+            && let Ok(record) = File::open(self.record_path(&tree.verity))
+        {
             let _unused_stays_older = record.set_times(now);
         }
     }

@@ -55,7 +55,8 @@ impl Store {
         if file.metadata().ok()?.len() != tree.size {
             return None;
         }
-        match self.record(&tree.verity) {
+        let record = if has_record(tree.size) { self.record(&tree.verity) } else { None };
+        match record {
             Some(stamp) => Witness::with_record(file, tree.clone(), &stamp).ok(),
             None => Witness::new(file, tree.clone()).ok(),
         }
@@ -74,7 +75,9 @@ impl Store {
 
     /// Remembers that an object was proved whole under `stamp`.
     pub fn note_proved(&self, witness: &Witness) {
-        if let Some(stamp) = witness.whole() {
+        if has_record(witness.tree().size)
+            && let Some(stamp) = witness.whole()
+        {
             self.keep_record(&witness.tree().verity, &stamp, Durability::Cached);
         }
     }
