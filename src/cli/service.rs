@@ -312,6 +312,7 @@ fn summary(fs: &KitFs) -> Option<Summary> {
             Verdict::Warn | Verdict::Deny => Decision::Warn,
         },
         bytes_total: fs.layers().iter().map(|layer| size(layer)).sum(),
+        comes_in_parts: fs.layers().iter().any(|layer| layer.comes_in_parts()),
     })
 }
 

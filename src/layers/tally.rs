@@ -52,6 +52,11 @@ impl Layer {
         }
     }
 
+    /// Whether parts of the layer's files are fetched alone, when they are asked for.
+    pub fn comes_in_parts(&self) -> bool {
+        self.index().is_some() && self.tally.told.load(Ordering::Relaxed) < self.spec.descriptor.size
+    }
+
     fn count(&self, index: &Verified<Index>) {
         let store = &self.workshop.store;
         self.note_here(index.trees().map(|tree| store.bytes_of(tree)).sum());

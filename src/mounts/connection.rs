@@ -138,7 +138,8 @@ impl Connection {
         }
     }
 
-    /// Lets the kernel read ahead more than the 128 KiB that FUSE may ask for. Root's, and best effort.
+    /// Lets the kernel read ahead more than the 128 KiB that FUSE may ask for. Around the page at which a mapping
+    /// faults it reads as much, whatever is wanted of it. Root's, and best effort.
     pub(super) fn raise_readahead(&self) {
         let (major, minor) = self.number;
         if let Err(error) = fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), "1024") {

@@ -278,6 +278,9 @@ pub struct Summary {
     pub policy: Decision,
     /// Bytes of all layer blobs.
     pub bytes_total: u64,
+    /// Whether parts of files were fetched alone when it was mounted: who asks for more than is wanted fetches more.
+    #[serde(default)]
+    pub comes_in_parts: bool,
 }
 
 /// What policy says of a kit that is mounted.

@@ -18,7 +18,7 @@ pub const UNIT: u64 = 512 * 1024;
 const EIO: i32 = 5;
 
 /// A kit with one file of `units` units and a few bytes.
-fn large(units: usize) -> (Vec<u8>, Packed) {
+pub fn large(units: usize) -> (Vec<u8>, Packed) {
     let bytes = noise(3, units * UNIT as usize + 777);
     let kit = Kit::named("large").with(Base::Model, "model", [file("model/weights.bin", bytes.clone())]);
     (bytes, kit.pack())
@@ -78,13 +78,13 @@ impl Indexed {
     }
 
     /// The ranges that were asked for since `before` requests, as first byte and length.
-    fn ranges(&self, before: usize) -> Vec<(u64, u64)> {
+    pub fn ranges(&self, before: usize) -> Vec<(u64, u64)> {
         let ranges = self.server.asked().split_off(before);
         let ranges = ranges.iter().filter(|asked| asked.path.contains("/blobs/")).filter_map(Asked::range);
         ranges.map(|(first, last)| (first as u64, (last - first + 1) as u64)).collect()
     }
 
-    fn asked(&self) -> usize {
+    pub fn asked(&self) -> usize {
         self.server.asked().len()
     }
 }
@@ -97,7 +97,7 @@ pub fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>>
 
 /// No byte twice.
 #[track_caller]
-fn assert_disjoint(mut ranges: Vec<(u64, u64)>) {
+pub fn assert_disjoint(mut ranges: Vec<(u64, u64)>) {
     ranges.sort_unstable();
     assert!(ranges.windows(2).all(|two| two[0].0 + two[0].1 <= two[1].0), "fetched twice: {ranges:?}");
 }

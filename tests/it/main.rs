@@ -30,6 +30,7 @@ mod kits;
 mod lazy;
 mod limits;
 mod many_files;
+mod mappings;
 mod models;
 mod mount_cli;
 mod own_kits;

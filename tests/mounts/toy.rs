@@ -116,6 +116,7 @@ impl Served for Toy {
             signers: Vec::new(),
             policy: Decision::None,
             bytes_total: SIZE as u64 * FILES,
+            comes_in_parts: false,
         };
         let (tree, counted) = match predecessor {
             Some(predecessor) => {

@@ -243,7 +243,7 @@ impl Holder {
     pub(super) fn become_ready(&mut self) -> Result<(), MountFailure> {
         self.ready = Some(self.write_record()?);
         let (Some(connection), Some((summary, _))) = (&self.connection, &self.prepared) else { return Ok(()) };
-        if rustix::process::geteuid().is_root() {
+        if rustix::process::geteuid().is_root() && !summary.comes_in_parts {
             // After INIT, which lowers it to what FUSE may ask for.
             connection.raise_readahead();
         }
