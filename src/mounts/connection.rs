@@ -219,6 +219,13 @@ pub(super) fn unmount(directory: &Path, busy: Busy) -> io::Result<()> {
     }
 }
 
+/// What the mount table calls the source: the reference, or the beginning of a very long one. The kernel takes a page
+/// of it, and fusermount3 all options together in one, with a backslash before some characters.
+fn name_of_source(request: &MountRequest) -> &str {
+    const LONGEST: usize = 1024;
+    &request.reference[..request.reference.floor_char_boundary(LONGEST)]
+}
+
 fn mount_directly(request: &MountRequest) -> Result<OwnedFd, ConnectionError> {
     let device = open_device()?;
     let MountOptions { noexec, allow_other } = request.options;
@@ -235,13 +242,12 @@ fn mount_directly(request: &MountRequest) -> Result<OwnedFd, ConnectionError> {
         data.push_str(",allow_other");
     }
     let data = std::ffi::CString::new(data).map_err(|error| ConnectionError::Mount(error.into()))?;
-    rustix::mount::mount(&request.reference, &*request.directory, "fuse", flags, &*data).map_err(
-        |error| match error {
-            Errno::PERM => ConnectionError::NotPermitted,
-            Errno::NODEV => ConnectionError::NoDevice,
-            error => ConnectionError::Mount(error.into()),
-        },
-    )?;
+    let source = name_of_source(request);
+    rustix::mount::mount(source, &*request.directory, "fuse", flags, &*data).map_err(|error| match error {
+        Errno::PERM => ConnectionError::NotPermitted,
+        Errno::NODEV => ConnectionError::NoDevice,
+        error => ConnectionError::Mount(error.into()),
+    })?;
     Ok(device)
 }
 
@@ -266,7 +272,7 @@ fn mount_through_fusermount(request: &MountRequest) -> Result<OwnedFd, Connectio
         .map_err(|error| ConnectionError::Mount(error.into()))?;
     let mut options = OsString::from("ro,nosuid,nodev,default_permissions,subtype=kitfs,fsname=");
     // A comma would end the option, and a backslash takes the meaning of what follows.
-    options.push(request.reference.replace('\\', "\\\\").replace(',', "\\,"));
+    options.push(name_of_source(request).replace('\\', "\\\\").replace(',', "\\,"));
     if request.options.noexec {
         options.push(",noexec");
     }

@@ -66,6 +66,25 @@ fn the_mount_table_says_read_only_and_kitfs() {
 }
 
 #[test]
+fn a_name_that_is_too_long_for_the_mount_table_is_cut_there_only() {
+    if !host::can_mount() {
+        return;
+    }
+    let users = [User::Caller, User::Nobody];
+    for user in users.into_iter().filter(|user| *user == User::Caller || host::ordinary_user_can_mount()) {
+        let kitfs = Kitfs::of(user);
+        let (kit, layout, _) = usual(&kitfs);
+        let tag = format!("{}ü", r"a,\".repeat(1700));
+        kit.write(&layout, Some(&tag));
+        let mount = kitfs.mount(&layout.reference(&tag));
+        assert!(mount.table_entry().len() < 4096);
+        let status = kitfs.run(&["status", "--output", "json"]).expect(0).json();
+        assert_eq!(status["mounts"][0]["reference"], layout.reference(&tag));
+        mount.unmount();
+    }
+}
+
+#[test]
 fn code_in_a_kit_runs_from_the_mount() {
     if !host::can_mount() {
         return;
