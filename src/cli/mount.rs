@@ -223,7 +223,7 @@ fn write_status(out: &mut dyn Write, mount: &Status) -> io::Result<()> {
     writeln!(out, "  verified  {verified} of {total}, {} fetched", print::size(mount.bytes_fetched))?;
     writeln!(out, "  cache     {} hits", mount.cache_hits)?;
     if mount.passthrough {
-        writeln!(out, "  kernel    reads verified files by itself")?;
+        writeln!(out, "  kernel    reads large verified files by itself")?;
     }
     writeln!(out, "  process   {} held by {}, {} takeovers", mount.pid, mount.holder_pid, mount.takeovers)?;
     if let Some(privileges) = &mount.privileges {
