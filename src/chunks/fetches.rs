@@ -21,6 +21,7 @@ use crate::chunks::flight::UnderWay;
 use crate::chunks::lanes::Lane;
 use crate::chunks::lanes::Lanes;
 use crate::chunks::lanes::Purpose;
+use crate::chunks::lanes::Turn;
 use crate::chunks::lock;
 use crate::chunks::shelf::Shelf;
 use crate::chunks::shelf::mismatch_event;
@@ -67,7 +68,7 @@ impl Part {
 #[derive(Debug)]
 pub(super) struct Fetches {
     pub(super) shelf: Shelf,
-    pub(super) lanes: Lanes,
+    pub(super) lanes: Arc<Lanes>,
     pub(super) runtime: Handle,
     under_way: Arc<UnderWay>,
     /// Where other processes are told what is fetched; `None` where that cannot be.
@@ -140,8 +141,9 @@ impl Fetches {
         }
         let keys: Vec<_> = parts.iter().map(Part::key).collect();
         let (fetches, layer) = (Arc::clone(self), Arc::clone(layer));
+        let turn = self.lanes.queue(purpose);
         let flight = Flight::begin(keys, purpose == Purpose::Demand, &self.under_way, |arrivals, demand| {
-            let fly = async move { fetches.fly(layer, parts, purpose, demand, &arrivals).await };
+            let fly = async move { fetches.fly(layer, parts, turn, demand, &arrivals).await };
             self.runtime.spawn(fly).abort_handle()
         });
         under_way.extend(flight.keys().iter().map(|key| (*key, Arc::downgrade(&flight))));
@@ -152,13 +154,14 @@ impl Fetches {
         self: &Arc<Self>,
         layer: Arc<Layer>,
         parts: Vec<Part>,
-        purpose: Purpose,
+        turn: Turn,
         mut demand: watch::Receiver<usize>,
         arrivals: &Arrivals,
     ) {
+        let purpose = turn.purpose();
         let mut lane = tokio::select! {
             biased;
-            lane = self.lanes.take(purpose) => lane,
+            lane = turn.lane() => lane,
             () = async { drop(demand.wait_for(|demanded| *demanded > 0).await) } => self.lanes.take(Purpose::Demand).await,
         };
         let Some(span) = span(&parts) else { return };
@@ -193,7 +196,7 @@ impl Fetches {
         self: &Arc<Self>,
         run: Run,
         span: Range<u64>,
-        lane: &Lane<'_>,
+        lane: &Lane,
         arrivals: &Arrivals,
     ) -> Result<(), LayerError> {
         let mut parts = run.parts.iter().cloned().peekable();

@@ -7,6 +7,8 @@
 //! loopback or a busy processor is not crowded. A source of which one connection alone brings plenty, once it
 //! flows, gets few and long requests.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -68,8 +70,10 @@ struct State {
     limit: usize,
     /// Fetches under way, by purpose.
     busy: [usize; 3],
-    /// Fetches ahead that wait for a lane.
-    waiting: usize,
+    /// Fetches that wait for a lane, in the order of their turns.
+    waiting: BTreeSet<(Purpose, u64)>,
+    /// The number of the next place in the queue.
+    next: u64,
     gauge: Gauge,
     flow: FlowRate,
 }
@@ -107,17 +111,25 @@ impl FlowRate {
 /// A lane, or the right to go without one. Dropping it gives it back.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Lane<'a> {
-    lanes: &'a Lanes,
+pub(super) struct Lane {
+    lanes: Arc<Lanes>,
     purpose: Purpose,
     bytes: u64,
 }
 
+/// A place in the queue for a lane. Dropping it leaves the queue.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Turn {
+    lanes: Arc<Lanes>,
+    place: (Purpose, u64),
+}
+
 impl Lanes {
-    pub(super) fn new() -> Self {
+    pub(super) fn new() -> Arc<Self> {
         let (gauge, flow) = (Gauge::default(), FlowRate::default());
-        let state = State { limit: FIRST, busy: [0; 3], waiting: 0, gauge, flow };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+        let state = State { limit: FIRST, busy: [0; 3], waiting: BTreeSet::new(), next: 0, gauge, flow };
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
     /// How many fetches ahead may be under way now.
@@ -125,31 +137,21 @@ impl Lanes {
         self.lock().limit()
     }
 
-    /// Takes a lane, when it is this purpose's turn.
-    pub(super) async fn take(&self, purpose: Purpose) -> Lane<'_> {
-        let mut wait = Wait { lanes: self, counted: false };
-        loop {
-            let changed = self.changed.notified();
-            {
-                let mut state = self.lock();
-                let [demand, ahead, background] = state.busy;
-                let is_free = demand + ahead + background < state.limit();
-                let is_turn = match purpose {
-                    Purpose::Demand => true,
-                    Purpose::Ahead => is_free,
-                    Purpose::Background => is_free && demand + ahead + state.waiting == 0,
-                };
-                if is_turn {
-                    state.busy[purpose as usize] += 1;
-                    return Lane { lanes: self, purpose, bytes: 0 };
-                }
-                if purpose == Purpose::Ahead && !wait.counted {
-                    state.waiting += 1;
-                    wait.counted = true;
-                }
-            }
-            changed.await;
+    /// Queues for a lane, behind all that have the same purpose: they were begun in the order in which they will be
+    /// wanted, and one that comes late holds up everybody who reads.
+    pub(super) fn queue(self: &Arc<Self>, purpose: Purpose) -> Turn {
+        let mut state = self.lock();
+        let place = (purpose, state.next);
+        state.next += 1;
+        if purpose != Purpose::Demand {
+            state.waiting.insert(place);
         }
+        Turn { lanes: Arc::clone(self), place }
+    }
+
+    /// Takes a lane, when it is this purpose's turn.
+    pub(super) async fn take(self: &Arc<Self>, purpose: Purpose) -> Lane {
+        self.queue(purpose).lane().await
     }
 
     /// Bytes that a lane brings before somebody who waits for the last of them would mind.
@@ -163,28 +165,59 @@ impl Lanes {
     }
 }
 
-/// Counts a fetch among those that wait, until it has a lane or is given up.
-struct Wait<'a> {
-    lanes: &'a Lanes,
-    counted: bool,
+impl Turn {
+    /// Whose fetch waits.
+    pub(super) fn purpose(&self) -> Purpose {
+        self.place.0
+    }
+
+    /// The lane, once it is free and nobody comes before.
+    pub(super) async fn lane(self) -> Lane {
+        loop {
+            let changed = self.lanes.changed.notified();
+            if let Some(lane) = self.lane_now() {
+                return lane;
+            }
+            changed.await;
+        }
+    }
+
+    fn lane_now(&self) -> Option<Lane> {
+        let mut state = self.lanes.lock();
+        let purpose = self.purpose();
+        let [demand, ahead, background] = state.busy;
+        let is_free = demand + ahead + background < state.limit();
+        let is_first = state.waiting.first() == Some(&self.place);
+        let is_turn = match purpose {
+            Purpose::Demand => true,
+            Purpose::Ahead => is_free && is_first,
+            Purpose::Background => is_free && is_first && demand + ahead == 0,
+        };
+        if !is_turn {
+            return None;
+        }
+        state.busy[purpose as usize] += 1;
+        let is_next_asked = state.waiting.remove(&self.place) && !state.waiting.is_empty();
+        drop(state);
+        if is_next_asked {
+            // There may be another free one.
+            self.lanes.changed.notify_waiters();
+        }
+        Some(Lane { lanes: Arc::clone(&self.lanes), purpose, bytes: 0 })
+    }
 }
 
-impl Drop for Wait<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
-        if self.counted {
-            let mut state = self.lanes.lock();
-            state.waiting -= 1;
-            let is_last = state.waiting == 0;
-            drop(state);
-            if is_last {
-                // The background has let it go first, and nobody else may come by.
-                self.lanes.changed.notify_waiters();
-            }
+        let gave_up = self.lanes.lock().waiting.remove(&self.place);
+        if gave_up {
+            // The others have let it go first, and nobody else may come by.
+            self.lanes.changed.notify_waiters();
         }
     }
 }
 
-impl Lane<'_> {
+impl Lane {
     /// Says how many bytes came through it.
     pub(super) fn carried(&mut self, bytes: u64) {
         self.bytes += bytes;
@@ -196,7 +229,7 @@ impl Lane<'_> {
     }
 }
 
-impl Drop for Lane<'_> {
+impl Drop for Lane {
     fn drop(&mut self) {
         let mut state = self.lanes.lock();
         let was_full = state.busy.iter().sum::<usize>() >= state.limit && state.limit == state.limit();
@@ -367,5 +400,21 @@ mod tests {
         assert!(background.as_mut().poll(context).is_pending(), "it is the other's turn");
         drop(ahead);
         assert!(background.as_mut().poll(context).is_ready(), "nobody else is there");
+    }
+
+    #[test]
+    fn turns_come_in_the_order_of_the_queue() {
+        let lanes = Lanes::new();
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut turns: Vec<_> = (0..2 * FIRST).map(|_| Box::pin(lanes.queue(Purpose::Ahead).lane())).collect();
+        let mut comes = |turn: usize| match turns[turn].as_mut().poll(context) {
+            std::task::Poll::Ready(lane) => Some(lane),
+            std::task::Poll::Pending => None,
+        };
+        assert!((1..2 * FIRST).rev().all(|late| comes(late).is_none()), "before the first");
+        let mut held: Vec<_> = (0..FIRST).filter_map(&mut comes).collect();
+        assert_eq!(held.len(), FIRST);
+        held.pop();
+        assert!(comes(FIRST + 1).is_none() && comes(FIRST).is_some());
     }
 }

@@ -24,7 +24,7 @@ fn assert_free(lanes: &Lanes, count: usize) {
 
 pub fn who_gives_up_holds_nobody_up() {
     block_on(async {
-        let lanes = Arc::new(Lanes::new());
+        let lanes = Lanes::new();
         let mut held = Vec::new();
         for _ in 0..LANES {
             held.push(lanes.take(Purpose::Demand).await);
@@ -69,7 +69,7 @@ impl Drop for Counted<'_> {
 
 fn check_all_get_a_lane(is_fast: bool) {
     block_on(async move {
-        let lanes = Arc::new(Lanes::new());
+        let lanes = Lanes::new();
         let under_way = Arc::new(AtomicUsize::new(0));
         let purposes = [
             Purpose::Ahead,
