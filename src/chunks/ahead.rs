@@ -41,8 +41,11 @@ const FILES: NonZeroUsize = NonZeroUsize::new(1024).expect("is not zero");
 /// How far the first small file reaches out to those behind it.
 const FIRST_GROUP: u64 = UNIT / 2;
 
-/// How far it does once files have been read in the layer's order for a while.
+/// How far it does once files have been read in the layer's order for a while, in one request.
 const LARGEST_GROUP: u64 = 4 * BUFFER as u64;
+
+/// How far apart, in entries, those are who read a layer's files in its order together.
+const BESIDE: u32 = 8;
 
 /// Reads ahead for one mount.
 #[derive(Debug)]
@@ -68,6 +71,9 @@ struct File {
 #[derive(Debug)]
 struct Group {
     entries: Range<u32>,
+    /// Where they end in the uncompressed layer.
+    end: u64,
+    /// How far a reader of them is fetched ahead of.
     reach: u64,
     /// What brings them, if nobody had asked for them.
     ahead: Vec<Arc<Flight>>,
@@ -106,7 +112,7 @@ impl Ahead {
             return;
         }
         if tree.size <= UNIT {
-            return self.note_small(file.layer, file.entry);
+            return self.note_small(file.layer, file.entry, offset);
         }
         let segment = segment(&self.fetches, file.layer);
         let places = u64::from(self.fetches.shelf.warm.places());
@@ -144,37 +150,41 @@ impl Ahead {
     }
 
     /// Notes that a small file was read. Where the layer's files are read in its order the next ones are fetched
-    /// while these are read.
-    fn note_small(&self, layer: &Arc<Layer>, entry: u32) {
+    /// while these are read, as many of them as the lanes carry.
+    fn note_small(&self, layer: &Arc<Layer>, entry: u32, offset: u64) {
+        let widest = (self.fetches.lanes.limit() as u64 * LARGEST_GROUP / 2).max(LARGEST_GROUP);
         let mut groups = lock(&self.groups);
-        let follows = |group: &&mut Group| group.reach > FIRST_GROUP && group.entries.contains(&entry);
+        let follows = |group: &&mut Group| {
+            let is_far_enough = group.end.saturating_sub(offset) > group.reach / 2;
+            group.reach > FIRST_GROUP && group.entries.contains(&entry) && !is_far_enough
+        };
         let Some(group) = groups.get_mut(layer.digest()).filter(follows) else { return };
         let Some(index) = layer.index() else { return };
-        let reach = (group.reach * 2).min(LARGEST_GROUP);
-        let (parts, entries) = self.small_from(&index, group.entries.end, reach);
+        group.reach = (group.reach * 2).min(widest);
+        let (parts, entries, end) = self.small_from(&index, group.entries.end, offset + group.reach);
         // The first files of a fetch are at hand before its last: it goes on.
         group.ahead.retain(|flight| flight.is_under_way());
         group.ahead.extend(self.fetches.of(layer, parts, Purpose::Ahead, LARGEST_GROUP));
-        (group.entries, group.reach) = (entries, reach);
+        let first = group.entries.start.max(entry.saturating_sub(BESIDE));
+        (group.entries, group.end) = (first..entries.end, end.max(group.end));
     }
 
     /// The small files that are fetched together with the one at `entry`, itself first: those behind it
     /// in the layer, the more the longer files have been asked for in that order.
     pub(super) fn group(&self, layer: &Arc<Layer>, index: &Verified<Index>, entry: u32) -> Vec<Part> {
-        if let Some((offset, tree)) = file_at(index, entry) {
-            let alone = part(&tree, offset, 0);
-            // In this order: what has landed since is on the shelf.
-            if self.fetches.brings(&alone.key()) || self.fetches.shelf.has(&tree, 0) {
-                return vec![alone];
-            }
+        let Some((offset, tree)) = file_at(index, entry) else { return Vec::new() };
+        let alone = part(&tree, offset, 0);
+        // In this order: what has landed since is on the shelf.
+        if self.fetches.brings(&alone.key()) || self.fetches.shelf.has(&tree, 0) {
+            return vec![alone];
         }
         let mut groups = lock(&self.groups);
         let (reach, mut ahead) = match groups.remove(layer.digest()) {
-            Some(Group { entries, reach, ahead }) => {
+            Some(Group { entries, reach, ahead, .. }) => {
                 let reach = match entry {
                     // Another reader is first.
                     entry if entries.contains(&entry) => reach,
-                    entry if (entries.end..entries.end.saturating_add(8)).contains(&entry) => reach * 2,
+                    entry if (entries.end..entries.end.saturating_add(BESIDE)).contains(&entry) => reach * 2,
                     _ => FIRST_GROUP,
                 };
                 (reach.min(LARGEST_GROUP), ahead)
@@ -182,10 +192,10 @@ impl Ahead {
             None => (FIRST_GROUP, Vec::new()),
         };
         let reach = if self.prefetch() == Prefetch::None { 0 } else { reach };
-        let (parts, entries) = self.small_from(index, entry, reach);
+        let (parts, entries, end) = self.small_from(index, entry, offset + reach);
         // Somebody reads elsewhere in the layer, and what is on its way is wanted there.
         ahead.retain(|flight| flight.is_under_way());
-        groups.insert(*layer.digest(), Group { entries, reach, ahead });
+        groups.insert(*layer.digest(), Group { entries, end, reach, ahead });
         parts
     }
 
@@ -197,25 +207,23 @@ impl Ahead {
         }
     }
 
-    /// Those of the small file at `entry` and of those behind it, within `reach` bytes, that are not at hand; and
-    /// which entries were looked at.
-    fn small_from(&self, index: &Verified<Index>, entry: u32, reach: u64) -> (Vec<Part>, Range<u32>) {
-        let mut parts: Vec<Part> = Vec::new();
-        let mut next = entry;
+    /// Those of the small file at `entry` and of those behind it, up to `until` in the uncompressed layer, that are not
+    /// at hand; which entries were looked at, and where they end.
+    fn small_from(&self, index: &Verified<Index>, entry: u32, until: u64) -> (Vec<Part>, Range<u32>, u64) {
+        let (mut parts, mut next, mut end) = (Vec::new(), entry, 0);
         for number in entry..index.entries().len() as u32 {
             if let Some((offset, tree)) = file_at(index, number) {
-                let start = parts.first().map_or(offset, |first| first.content.start);
-                let is_near = offset >= start && offset + tree.size - start <= reach;
-                if tree.size > UNIT || number > entry && !is_near {
+                if tree.size > UNIT || number > entry && offset + tree.size > until {
                     break;
                 }
                 if tree.size > 0 && !self.fetches.shelf.has(&tree, 0) {
                     parts.push(part(&tree, offset, 0));
                 }
+                end = offset + tree.size;
             }
             next = number + 1;
         }
-        (parts, entry..next)
+        (parts, entry..next, end)
     }
 
     /// Fetches all that these layers hold, behind everything else, if that was asked for.

@@ -17,7 +17,7 @@ use crate::source::FAST;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Lanes at the start.
-const FIRST: usize = 4;
+const FIRST: usize = 8;
 
 /// The fewest: while one is answered the next is on its way.
 const FEWEST: usize = 2;

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::lanes::{Lanes, Purpose};
 
 /// Lanes at the start, and on a fast link.
-const LANES: usize = 4;
+const LANES: usize = 8;
 const FEW: usize = 2;
 
 /// As many lanes are free as there should be, and nobody counts as waiting: else the background had to.
