@@ -33,7 +33,7 @@ const SPAN: u64 = 3 * BUFFER as u64;
 const STRETCH: u64 = 64 * BUFFER as u64;
 
 /// How many connections there are at first where one is not enough, and at most.
-const FEW: usize = 4;
+const FEW: usize = 8;
 const MANY: usize = 16;
 
 /// So much faster must it have become for more connections to be tried, or for the first few to be kept.

@@ -15,6 +15,7 @@ use crate::kit::listing::Listing;
 use crate::kit::name::KitPath;
 use crate::kit::tar::Event;
 use crate::kit::tar::TarReader;
+use crate::source::FAST;
 use crate::source::Source;
 
 /// A layer up to this size is fetched and proved rather than listed.
@@ -32,6 +33,9 @@ const LOOKS: u32 = 8;
 /// So many times as long as fetching all the rest must listing it take to be given up: a layer that is proved is
 /// also written.
 const DEARER: f64 = 2.0;
+
+/// So many times what one slow connection brings do those together that fetch a layer. Hops go one after the other.
+const TOGETHER: f64 = 4.0;
 
 /// Lists the layer; `None` where only proving it will tell.
 pub(super) async fn list(source: &Source, layer: &KitLayer) -> Option<Listing> {
@@ -107,8 +111,9 @@ impl Cost {
     fn is_excessive(&self, position: u64, size: u64) -> bool {
         let rest = size.saturating_sub(position) as f64;
         let listing = self.time.as_secs_f64() * rest / position.max(1) as f64;
+        let rate = if self.rate < FAST { self.rate * TOGETHER } else { self.rate };
         self.bytes > MODEST && self.bytes > position / 2
-            || self.rate > 0.0 && self.looks > LOOKS && listing > DEARER * size as f64 / self.rate
+            || self.rate > 0.0 && self.looks > LOOKS && listing > DEARER * size as f64 / rate
     }
 }
 
@@ -137,10 +142,10 @@ mod tests {
             }
             assert!(cost.wants_rate());
             cost.add(BUFFER as u64, buffer);
-            cost.is_excessive((LOOKS as u64 + 8) << 17, 32 << 20)
+            cost.is_excessive((LOOKS as u64 + 8) << 18, 64 << 20)
         };
-        assert!(after(LOOK), "a quarter of a second of hops, or 64 ms for all");
-        assert!(!after(100 * LOOK), "or six seconds for all");
+        assert!(after(LOOK), "a quarter of a second of hops, or 128 ms for all");
+        assert!(!after(100 * LOOK), "three seconds of hops, or as many for all over four connections");
     }
 
     #[test]
