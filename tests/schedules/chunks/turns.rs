@@ -17,7 +17,7 @@ const LANES: usize = 8;
 const FEW: usize = 2;
 
 /// As many lanes are free as there should be, and nobody counts as waiting: else the background had to.
-fn assert_free(lanes: &Lanes, count: usize) {
+fn assert_free(lanes: &Arc<Lanes>, count: usize) {
     let held: Vec<_> = std::iter::from_fn(|| lanes.take(Purpose::Background).now_or_never()).take(LANES + 1).collect();
     assert_eq!(held.len(), count);
 }
@@ -80,7 +80,8 @@ fn check_all_get_a_lane(is_fast: bool) {
             Purpose::Ahead,
             Purpose::Background,
         ];
-        let fetches = purposes.map(|purpose| {
+        // More than there are lanes for.
+        let fetches = purposes.into_iter().cycle().take(LANES + 4).map(|purpose| {
             let (lanes, under_way) = (Arc::clone(&lanes), Arc::clone(&under_way));
             spawn(async move {
                 let lane = lanes.take(purpose).await;
@@ -92,6 +93,7 @@ fn check_all_get_a_lane(is_fast: bool) {
                 }
             })
         });
+        let fetches: Vec<_> = fetches.collect();
         // One of them goes away, whether it waits, has a lane, or is done.
         fetches[2].abort();
         for (number, fetch) in fetches.into_iter().enumerate() {
