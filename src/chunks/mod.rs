@@ -17,6 +17,7 @@ mod warm;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -34,6 +35,7 @@ use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::layers::Layer;
 use crate::layers::LayerError;
+use crate::layers::Prefetch;
 use crate::layers::Workshop;
 use crate::source::SourceError;
 use crate::verify::UnitMismatch;
@@ -156,6 +158,16 @@ impl Chunks {
             return None;
         }
         self.fetches.shelf.whole(&tree).map(Whole).filter(Whole::is_unchanged)
+    }
+
+    /// Waits until the file can be whole, if its layer has to be proved before any byte of it can be read, and if
+    /// that does not look as if it took longer than `most`. `None` if there is nothing to wait for, or if nothing is
+    /// to be fetched before it is read.
+    pub fn soon_whole(&self, file: FileAt<'_>, most: Duration) -> Option<impl Future<Output = ()> + use<>> {
+        let waits =
+            file.size > UNIT && file.layer.index().is_none() && self.fetches.shelf.workshop.prefetch != Prefetch::None;
+        let layer = Arc::clone(file.layer);
+        waits.then_some(async move { layer.prove_within(most).await })
     }
 
     /// Fetches all that these layers hold, when nobody wants anything else, for as long as this value

@@ -8,6 +8,7 @@ mod model;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -56,6 +57,9 @@ const FEW_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Bytes of a large file that can be copied once more in the time in which a file is opened and closed.
 const OPENED_MEANWHILE: u64 = 32 * 1024;
+
+/// The longest that opening a file waits for its proof.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Which files the kernel may read by itself, once every byte of them is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,6 +221,14 @@ impl KitFs {
             Passthrough::Sealed => whole().filter(Whole::is_sealed),
             Passthrough::Auto => whole(),
         }
+    }
+
+    /// Waits until [`KitFs::whole`] can name a file, where nobody can read of it earlier and that is soon: within
+    /// seconds, and not from a source that is silent. `None` if there is nothing to wait for.
+    pub fn soon_whole(&self, inode: Inode) -> Option<impl Future<Output = ()> + use<>> {
+        let node = self.tree.node(inode)?;
+        let NodeKind::File { layer, entry } = node.kind else { return None };
+        self.chunks.soon_whole(FileAt { layer: self.layer(layer)?, entry, size: node.size }, SOON)
     }
 
     /// Whether it is worth knowing which files are open. Otherwise opening many small ones costs more than is

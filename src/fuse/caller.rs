@@ -1,8 +1,8 @@
 //! The process behind a request that waits: whether it is being killed.
 //!
 //! fuser refuses the kernel's INTERRUPT, after which the kernel sends none. Buffered readers can be killed all the
-//! same, but one that reads with O_DIRECT stays in D state until it has its answer. So its request looks for
-//! itself.
+//! same, but one that reads with O_DIRECT or waits for an OPEN stays in D state until it has its answer. So its request
+//! looks for itself.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! FUSE: decodes requests, asks the file system, replies. Nothing else happens here.
 //!
 //! Metadata is answered from memory, on the thread that read the request: a process that waits for such
-//! an answer cannot be killed. Reads that need a source move into a task with their reply.
+//! an answer cannot be killed. What needs a source moves into a task with its reply: reads, and the OPEN of a file
+//! that the kernel will read by itself once it is proved.
 
 pub mod backing;
 pub mod beat;
@@ -21,7 +22,7 @@ use bytes::Bytes;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
 };
 use tokio::runtime::Handle;
 
@@ -173,6 +174,38 @@ pub fn reply_opened(reply: ReplyOpen, handle: FileHandle, mode: Mode) {
     }
 }
 
+/// An OPEN that is to be answered.
+struct Opening {
+    fs: Arc<KitFs>,
+    opens: Arc<Opens>,
+    passthrough: Passthrough,
+    beat: Beat,
+    request: RequestId,
+    inode: Inode,
+}
+
+impl Opening {
+    /// Waits for a better answer: an inode that was opened before it was proved is read through us, and cached twice,
+    /// until its last close, which for a model that is served is never.
+    fn soon_whole(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let decides = self.opens.passes_through() && !self.opens.is_open(self.inode.0);
+        if decides { self.fs.soon_whole(self.inode) } else { None }
+    }
+
+    fn answer(&self, reply: ReplyOpen) {
+        let _note = self.beat.note(self.request);
+        match self.opens.open(self.request, self.inode.0, || self.fs.whole(self.inode, self.passthrough)) {
+            Ok((handle, mode)) => reply_opened(reply, handle, mode),
+            Err(error) => {
+                let path = self.fs.tree().path(self.inode).map(|path| path.to_string());
+                tracing::error!(path, "open failed: {}", chain(&error));
+                reply.error(Errno::EIO);
+            }
+        }
+        self.beat.answered();
+    }
+}
+
 impl Backing for Whole {
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor()
@@ -239,15 +272,25 @@ impl fuser::Filesystem for Adapter {
             self.beat.answered();
             return reply.error(Errno::ENOSYS);
         }
-        match self.opens.open(request.unique(), inode.0, || self.fs.whole(Inode(inode.0), self.passthrough)) {
-            Ok((handle, mode)) => reply_opened(reply, handle, mode),
-            Err(error) => {
-                let path = self.fs.tree().path(Inode(inode.0)).map(|path| path.to_string());
-                tracing::error!(path, "open failed: {}", chain(&error));
-                reply.error(Errno::EIO);
+        let opening = Opening {
+            fs: Arc::clone(&self.fs),
+            opens: Arc::clone(&self.opens),
+            passthrough: self.passthrough,
+            beat: self.beat.clone(),
+            request: request.unique(),
+            inode: Inode(inode.0),
+        };
+        let Some(whole) = opening.soon_whole() else { return opening.answer(reply) };
+        let killed = caller::killed(request.pid());
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = opening.beat.noted(opening.request, whole) => opening.answer(reply),
+                () = killed => {
+                    reply.error(Errno::EINTR);
+                    opening.beat.answered();
+                }
             }
-        }
-        self.beat.answered();
+        });
     }
 
     fn release(

@@ -115,6 +115,11 @@ impl Opens {
         backed.collect()
     }
 
+    /// Whether an inode is open, and so has a mode.
+    pub fn is_open(&self, inode: u64) -> bool {
+        self.lock().inodes.contains_key(&inode)
+    }
+
     /// Decides how an OPEN is to be answered, and writes it down. `backing` is asked for a file to hand to the
     /// kernel if nothing is open of the inode.
     pub fn open<B: Backing>(

@@ -70,6 +70,15 @@ const SLOWEST_SOURCE: u64 = 16 * 1024;
 /// How often a process looks whether another one has finished proving a layer.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
+/// How often one who waits for a proof only if it is soon looks how far it has come.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A source that has said nothing for so long may say nothing for longer.
+const SILENCE: Duration = Duration::from_millis(200);
+
+/// After so long it can be told how fast a source is.
+const RAMP: Duration = Duration::from_millis(300);
+
 /// How much longer than promised a blob may be and still be read, to tell what it is.
 const SURPLUS: u64 = 64 * 1024 * 1024;
 
@@ -337,6 +346,28 @@ impl Layer {
             Phase::Running | Phase::Proved(_) => false,
         });
         self.wait(&mut phase).await
+    }
+
+    /// Proves the layer as [`Layer::prove`] does, but waits no longer than `most`, and only while it looks as if
+    /// that were enough: not for a source that is silent or too slow. Proving goes on when the wait is over.
+    pub async fn prove_within(self: &Arc<Self>, most: Duration) {
+        let (began, at_first) = (Instant::now(), self.received());
+        let (mut heard, mut before) = (began, at_first);
+        let mut proof = std::pin::pin!(self.prove());
+        while tokio::time::timeout(LOOK, proof.as_mut()).await.is_err() {
+            let (now, here) = (Instant::now(), self.received());
+            if here != before {
+                (heard, before) = (now, here);
+            }
+            let missing = self.spec.descriptor.size.saturating_sub(here);
+            let (waited, left) = (now - began, most.saturating_sub(now - began));
+            let rate = here.saturating_sub(at_first) as f64 / waited.as_secs_f64();
+            let is_slow = waited >= RAMP && missing as f64 > rate * left.as_secs_f64();
+            let is_silent = missing > 0 && now - heard >= SILENCE;
+            if left.is_zero() || is_slow || is_silent {
+                return;
+            }
+        }
     }
 
     /// Proves the layer again although it has an index: the store has lost some of its files.

@@ -5,11 +5,16 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::faults::{Answer, Content, Faults};
 use crate::support::host;
-use crate::support::kit::{Base, Kit, Layout, file, noise};
+use crate::support::kit::{Base, Kit, Layout, Packed, file, noise};
 use crate::support::kitfs::Kitfs;
 use crate::support::mount::{Mount, attribute};
 
@@ -20,11 +25,28 @@ fn content() -> Vec<u8> {
     noise(3, SIZE)
 }
 
-/// A reference to a kit with a large file and a small one.
-fn kit(kitfs: &Kitfs) -> String {
+/// A kit with a large file and a small one.
+fn packed() -> Packed {
     let files = [file("model/large", content()), file("model/small", noise(4, 1000))];
-    let kit = Kit::named("passthrough").with(Base::Model, "model", files).pack();
-    Layout::of(kitfs.path("layout"), &kit).reference("v1")
+    Kit::named("passthrough").with(Base::Model, "model", files).pack()
+}
+
+/// A reference to it.
+fn kit(kitfs: &Kitfs) -> String {
+    Layout::of(kitfs.path("layout"), &packed()).reference("v1")
+}
+
+/// A registry that has it, whose answers for the layer from its middle on pass through `manner`.
+fn registry(manner: impl Fn(Answer) -> Answer + Send + Sync + 'static) -> (Faults, String) {
+    let content = Content::of(&packed());
+    let server = Faults::start(move |asked, _| {
+        let answer = content.answer(asked);
+        // The headers of its files come at once, so that it can be listed.
+        let is_for_a_file = asked.range().is_some_and(|(first, last)| last - first > SIZE / 2);
+        if is_for_a_file { manner(answer) } else { answer }
+    });
+    let reference = format!("{}/kit:v1", server.host());
+    (server, reference)
 }
 
 /// A mount of it, proved.
@@ -73,6 +95,43 @@ fn a_proved_file_is_read_by_the_kernel_itself() {
 }
 
 #[test]
+fn a_file_that_is_opened_before_its_proof_is_read_by_the_kernel_as_well() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let mount = kitfs.mount(&kit(&kitfs));
+    assert_eq!(attribute(&mount.at("model/large"), "user.kitfs.state").expect("getxattr"), "provisional");
+    check_without_worker(&mount, &File::open(mount.at("model/large")).expect("it is there"));
+    mount.unmount();
+}
+
+#[test]
+fn who_waits_for_a_file_to_open_can_be_killed() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    // Four seconds, for which it is worth waiting.
+    let (_server, reference) = registry(|answer| answer.link(Duration::ZERO, SIZE as f64 / 4.0));
+    let mount = kitfs.mount(&reference);
+    let mut reader = Command::new("cat").arg(mount.at("model/large")).stdout(Stdio::null()).spawn().expect("cat(1)");
+    let call = || std::fs::read_to_string(format!("/proc/{}/syscall", reader.id())).unwrap_or_default();
+    let opens = format!("{} ", libc::SYS_openat);
+    let waits = host::soon(30, || {
+        let before = call();
+        std::thread::sleep(Duration::from_millis(100));
+        before.starts_with(&opens) && before == call()
+    });
+    assert!(waits, "it does not wait in openat(2)");
+    reader.kill().expect("our own child");
+    reader.wait().expect("our own child");
+    let state = attribute(&mount.at("model/large"), "user.kitfs.state").expect("getxattr");
+    assert_eq!(state, "provisional", "it ended when its file was there");
+    mount.unmount();
+}
+
+#[test]
 fn small_files_are_opened_and_read_again_without_a_worker() {
     if !host::can_mount() {
         return;
@@ -116,9 +175,19 @@ fn what_is_open_keeps_its_mode_when_workers_die() {
         return;
     }
     let kitfs = Kitfs::new();
-    let mount = kitfs.mount(&kit(&kitfs));
-    // Opened when nothing of it was here: asked for, until its last close.
+    let is_silent = Arc::new(AtomicBool::new(true));
+    let silent = Arc::clone(&is_silent);
+    let (_server, reference) = registry(move |answer| {
+        while silent.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        answer
+    });
+    let mount = kitfs.mount(&reference);
+    // Opened while nobody could tell when it would be here: asked for, until its last close.
     let cold = File::open(mount.at("model/large")).expect("it is there");
+    assert_eq!(attribute(&mount.at("model/large"), "user.kitfs.state").expect("getxattr"), "provisional");
+    is_silent.store(false, Ordering::SeqCst);
     for round in 1..=6 {
         let mut bytes = vec![0; SIZE];
         cold.read_exact_at(&mut bytes, 0).expect("a good kit");
