@@ -76,8 +76,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A source that has said nothing for so long may say nothing for longer.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// After so long it can be told how fast a source is.
-const RAMP: Duration = Duration::from_millis(300);
+/// After so long it can be told how fast a source is: it may become so many times as fast, as connections are added.
+const RAMP: Duration = Duration::from_millis(400);
+const SPEEDUP: f64 = 2.0;
 
 /// How much longer than promised a blob may be and still be read, to tell what it is.
 const SURPLUS: u64 = 64 * 1024 * 1024;
@@ -362,7 +363,7 @@ impl Layer {
             let missing = self.spec.descriptor.size.saturating_sub(here);
             let (waited, left) = (now - began, most.saturating_sub(now - began));
             let rate = here.saturating_sub(at_first) as f64 / waited.as_secs_f64();
-            let is_slow = waited >= RAMP && missing as f64 > rate * left.as_secs_f64();
+            let is_slow = waited >= RAMP && missing as f64 > SPEEDUP * rate * left.as_secs_f64();
             let is_silent = missing > 0 && now - heard >= SILENCE;
             if left.is_zero() || is_slow || is_silent {
                 return;
