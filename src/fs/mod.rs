@@ -224,8 +224,12 @@ impl KitFs {
     }
 
     /// Waits until [`KitFs::whole`] can name a file, where nobody can read of it earlier and that is soon: within
-    /// seconds, and not from a source that is silent. `None` if there is nothing to wait for.
-    pub fn soon_whole(&self, inode: Inode) -> Option<impl Future<Output = ()> + use<>> {
+    /// seconds, and not from a source that is silent. `None` if there is nothing to wait for, as where only sealed files
+    /// count: what was just proved is sealed later.
+    pub fn soon_whole(&self, inode: Inode, which: Passthrough) -> Option<impl Future<Output = ()> + use<>> {
+        if which != Passthrough::Auto {
+            return None;
+        }
         let node = self.tree.node(inode)?;
         let NodeKind::File { layer, entry } = node.kind else { return None };
         self.chunks.soon_whole(FileAt { layer: self.layer(layer)?, entry, size: node.size }, SOON)

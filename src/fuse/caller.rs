@@ -12,17 +12,26 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// The longest that a process waits of which nothing can be seen: it may be of another PID namespace.
 const UNSEEN: Duration = Duration::from_secs(10);
 
+/// Whether it can be told that a process, or a thread, is being killed.
+pub(super) fn is_seen(pid: u32) -> bool {
+    status(pid).is_ok()
+}
+
 /// Returns when that process, or thread, is being killed, or when nobody can tell for too long.
 pub(super) async fn killed(pid: u32) {
     let mut unseen = Duration::ZERO;
     while unseen < UNSEEN {
         tokio::time::sleep(INTERVAL).await;
-        match std::fs::read_to_string(format!("/proc/{pid}/status")) {
+        match status(pid) {
             Ok(status) if is_killed(&status) => return,
             Ok(_) => unseen = Duration::ZERO,
             Err(_) => unseen += INTERVAL,
         }
     }
+}
+
+fn status(pid: u32) -> std::io::Result<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
 }
 
 /// Whether SIGKILL is pending, for the thread or for its process: proc_pid_status(5).

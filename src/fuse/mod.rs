@@ -9,6 +9,7 @@ pub mod beat;
 mod caller;
 mod errno;
 mod guard;
+mod opening;
 pub mod opens;
 pub mod session;
 
@@ -22,7 +23,7 @@ use bytes::Bytes;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
@@ -32,6 +33,7 @@ use crate::fs::KitFs;
 use crate::fs::Passthrough;
 use crate::fuse::backing::Backing;
 use crate::fuse::beat::Beat;
+use crate::fuse::opening::{Opening, Waiting};
 use crate::fuse::opens::{Mode, Opens};
 use crate::kit::tree::Inode;
 use crate::kit::tree::Node;
@@ -61,6 +63,7 @@ pub struct Adapter {
     runtime: Handle,
     owner: (u32, u32),
     opens: Arc<Opens>,
+    waiting: Arc<Waiting>,
     passthrough: Passthrough,
     stack_depth: u32,
     /// Whether the kernel can open directories without us.
@@ -71,7 +74,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Serves `fs`; reads that have to wait do so on `runtime`. Files belong to whoever runs this process.
+    /// Serves `fs`; reads and opens that have to wait do so on `runtime`. Files belong to whoever runs this process.
     /// The beat hears of answers. Files of the `passthrough` kind are handed to the kernel if they lie on at most
     /// `stack_depth` file systems, ours counted.
     pub fn new(
@@ -83,7 +86,19 @@ impl Adapter {
     ) -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let (kernel_opens_directories, kernel_opens_files) = (false, false);
-        Self { fs, runtime, owner, opens, passthrough, stack_depth, kernel_opens_directories, kernel_opens_files, beat }
+        let waiting = Arc::default();
+        Self {
+            fs,
+            runtime,
+            owner,
+            opens,
+            waiting,
+            passthrough,
+            stack_depth,
+            kernel_opens_directories,
+            kernel_opens_files,
+            beat,
+        }
     }
 
     fn attr(&self, inode: Inode, node: &Node) -> FileAttr {
@@ -174,38 +189,6 @@ pub fn reply_opened(reply: ReplyOpen, handle: FileHandle, mode: Mode) {
     }
 }
 
-/// An OPEN that is to be answered.
-struct Opening {
-    fs: Arc<KitFs>,
-    opens: Arc<Opens>,
-    passthrough: Passthrough,
-    beat: Beat,
-    request: RequestId,
-    inode: Inode,
-}
-
-impl Opening {
-    /// Waits for a better answer: an inode that was opened before it was proved is read through us, and cached twice,
-    /// until its last close, which for a model that is served is never.
-    fn soon_whole(&self) -> Option<impl Future<Output = ()> + use<>> {
-        let decides = self.opens.passes_through() && !self.opens.is_open(self.inode.0);
-        if decides { self.fs.soon_whole(self.inode) } else { None }
-    }
-
-    fn answer(&self, reply: ReplyOpen) {
-        let _note = self.beat.note(self.request);
-        match self.opens.open(self.request, self.inode.0, || self.fs.whole(self.inode, self.passthrough)) {
-            Ok((handle, mode)) => reply_opened(reply, handle, mode),
-            Err(error) => {
-                let path = self.fs.tree().path(self.inode).map(|path| path.to_string());
-                tracing::error!(path, "open failed: {}", chain(&error));
-                reply.error(Errno::EIO);
-            }
-        }
-        self.beat.answered();
-    }
-}
-
 impl Backing for Whole {
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor()
@@ -280,17 +263,7 @@ impl fuser::Filesystem for Adapter {
             request: request.unique(),
             inode: Inode(inode.0),
         };
-        let Some(whole) = opening.soon_whole() else { return opening.answer(reply) };
-        let killed = caller::killed(request.pid());
-        self.runtime.spawn(async move {
-            tokio::select! {
-                () = opening.beat.noted(opening.request, whole) => opening.answer(reply),
-                () = killed => {
-                    reply.error(Errno::EINTR);
-                    opening.beat.answered();
-                }
-            }
-        });
+        opening.begin(&self.waiting, &self.runtime, request.pid(), reply);
     }
 
     fn release(

@@ -76,8 +76,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A source that has said nothing for so long may say nothing for longer.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// After so long it can be told how fast a source is: it may become so many times as fast, as connections are added.
+/// After so long it can be told how fast a source may be: so many times as fast as it was, for connections are added
+/// until it has settled.
 const RAMP: Duration = Duration::from_millis(400);
+const SETTLED: Duration = Duration::from_millis(1200);
 const SPEEDUP: f64 = 2.0;
 
 /// How much longer than promised a blob may be and still be read, to tell what it is.
@@ -153,7 +155,7 @@ pub enum Beginning {
 pub enum Prefetch {
     /// Nothing.
     None,
-    /// What readers will want next, by what they have read.
+    /// What readers will want next, by what they have opened and read.
     #[default]
     Auto,
     /// That, and everything else when nobody wants anything.
@@ -350,20 +352,27 @@ impl Layer {
     }
 
     /// Proves the layer as [`Layer::prove`] does, but waits no longer than `most`, and only while it looks as if
-    /// that were enough: not for a source that is silent or too slow. Proving goes on when the wait is over.
+    /// that were enough: not for a source that is silent or too slow, nor for another process, of which one sees
+    /// nothing. Proving goes on when the wait is over.
     pub async fn prove_within(self: &Arc<Self>, most: Duration) {
-        let (began, at_first) = (Instant::now(), self.received());
+        let began = Instant::now();
+        let (mut since, mut at_first) = (began, self.received());
         let (mut heard, mut before) = (began, at_first);
         let mut proof = std::pin::pin!(self.prove());
         while tokio::time::timeout(LOOK, proof.as_mut()).await.is_err() {
             let (now, here) = (Instant::now(), self.received());
+            if here < before {
+                // A pass has begun.
+                (since, at_first) = (now, here);
+            }
             if here != before {
                 (heard, before) = (now, here);
             }
             let missing = self.spec.descriptor.size.saturating_sub(here);
-            let (waited, left) = (now - began, most.saturating_sub(now - began));
-            let rate = here.saturating_sub(at_first) as f64 / waited.as_secs_f64();
-            let is_slow = waited >= RAMP && missing as f64 > SPEEDUP * rate * left.as_secs_f64();
+            let (flowed, left) = (now - since, most.saturating_sub(now - began));
+            let speedup = if flowed < SETTLED { SPEEDUP } else { 1.0 };
+            let rate = here.saturating_sub(at_first) as f64 / flowed.as_secs_f64() * speedup;
+            let is_slow = flowed >= RAMP && missing as f64 > rate * left.as_secs_f64();
             let is_silent = missing > 0 && now - heard >= SILENCE;
             if left.is_zero() || is_slow || is_silent {
                 return;

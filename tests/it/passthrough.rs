@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -106,16 +106,14 @@ fn a_file_that_is_opened_before_its_proof_is_read_by_the_kernel_as_well() {
     mount.unmount();
 }
 
-#[test]
-fn who_waits_for_a_file_to_open_can_be_killed() {
-    if !host::can_mount() {
-        return;
-    }
-    let kitfs = Kitfs::new();
-    // Four seconds, for which it is worth waiting.
-    let (_server, reference) = registry(|answer| answer.link(Duration::ZERO, SIZE as f64 / 4.0));
-    let mount = kitfs.mount(&reference);
-    let mut reader = Command::new("cat").arg(mount.at("model/large")).stdout(Stdio::null()).spawn().expect("cat(1)");
+/// Four seconds for the large file, for which it is worth waiting.
+fn slow_registry() -> (Faults, String) {
+    registry(|answer| answer.link(Duration::ZERO, SIZE as f64 / 4.0))
+}
+
+/// A process that waits for the large file to open before it reads it.
+fn waiting_reader(mount: &Mount<'_>, output: Stdio) -> Child {
+    let reader = Command::new("cat").arg(mount.at("model/large")).stdout(output).spawn().expect("cat(1)");
     let call = || std::fs::read_to_string(format!("/proc/{}/syscall", reader.id())).unwrap_or_default();
     let opens = format!("{} ", libc::SYS_openat);
     let waits = host::soon(30, || {
@@ -124,6 +122,35 @@ fn who_waits_for_a_file_to_open_can_be_killed() {
         before.starts_with(&opens) && before == call()
     });
     assert!(waits, "it does not wait in openat(2)");
+    reader
+}
+
+#[test]
+fn who_waits_for_a_file_to_open_outlives_the_worker() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let (_server, reference) = slow_registry();
+    let mount = kitfs.mount(&reference);
+    let reader = waiting_reader(&mount, Stdio::piped());
+    send(mount.process("pid"), libc::SIGKILL);
+    let output = reader.wait_with_output().expect("our own child");
+    assert!(output.status.success() && output.stdout == content(), "{:?}", output.status);
+    assert_eq!(mount.status()["takeovers"], 1);
+    check_without_worker(&mount, &File::open(mount.at("model/large")).expect("it is there"));
+    mount.unmount();
+}
+
+#[test]
+fn who_waits_for_a_file_to_open_can_be_killed() {
+    if !host::can_mount() {
+        return;
+    }
+    let kitfs = Kitfs::new();
+    let (_server, reference) = slow_registry();
+    let mount = kitfs.mount(&reference);
+    let mut reader = waiting_reader(&mount, Stdio::null());
     reader.kill().expect("our own child");
     reader.wait().expect("our own child");
     let state = attribute(&mount.at("model/large"), "user.kitfs.state").expect("getxattr");
