@@ -21,7 +21,7 @@ pub use splitter::SplitError;
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -188,6 +188,8 @@ pub struct Layer {
     admission: Admission,
     /// Counts what comes from `source`.
     meter: Meter,
+    /// Whether another process proves it.
+    is_elsewhere: AtomicBool,
     /// Whether the source has ignored a range.
     is_without_ranges: AtomicBool,
     /// Since when, and why, the store does not keep it.
@@ -226,6 +228,7 @@ impl Layer {
             listed: OnceLock::new(),
             admission: Admission::default(),
             meter,
+            is_elsewhere: AtomicBool::new(false),
             is_without_ranges: AtomicBool::new(false),
             unkept: Mutex::default(),
             tally: Tally::default(),
@@ -352,15 +355,14 @@ impl Layer {
     }
 
     /// Proves the layer as [`Layer::prove`] does, but waits no longer than `most`, and only while it looks as if
-    /// that were enough: not for a source that is silent or too slow, nor for another process, of which one sees
-    /// nothing. Proving goes on when the wait is over.
+    /// that were enough: not for a source that is silent or too slow. Proving goes on when the wait is over.
     pub async fn prove_within(self: &Arc<Self>, most: Duration) {
         let began = Instant::now();
-        let (mut since, mut at_first) = (began, self.received());
+        let (mut since, mut at_first) = (began, self.progress());
         let (mut heard, mut before) = (began, at_first);
         let mut proof = std::pin::pin!(self.prove());
         while tokio::time::timeout(LOOK, proof.as_mut()).await.is_err() {
-            let (now, here) = (Instant::now(), self.received());
+            let (now, here) = (Instant::now(), self.progress());
             if here < before {
                 // A pass has begun.
                 (since, at_first) = (now, here);
@@ -420,7 +422,7 @@ impl Layer {
     async fn wait(&self, phase: &mut watch::Receiver<Phase>) -> Result<Arc<Verified<Index>>, Arc<LayerError>> {
         let window = self.workshop.read_timeout;
         let floor = (SLOWEST_SOURCE as f64 * window.as_secs_f64()) as u64;
-        let mut before = self.received();
+        let mut before = self.progress();
         loop {
             let settled = phase.wait_for(|phase| !matches!(phase, Phase::Running | Phase::Idle));
             match Patience::new(window).wait_for(settled).await {
@@ -431,8 +433,9 @@ impl Layer {
                 },
                 Ok(Err(_)) => return Err(Arc::new(LayerError::Stopped { layer: *self.digest() })),
                 Err(Exhausted) => {
-                    let now = self.received();
-                    if now.saturating_sub(before) < floor {
+                    let now = self.progress();
+                    // Fewer than before: a pass has begun.
+                    if (before..before.saturating_add(floor)).contains(&now) {
                         let (layer, from) = (*self.digest(), self.source.name());
                         return Err(Arc::new(LayerError::Silent { layer, from, waited: window }));
                     }
@@ -442,11 +445,21 @@ impl Layer {
         }
     }
 
+    /// Bytes of the layer that have come in the pass that is under way, here or in another process.
+    fn progress(&self) -> u64 {
+        match self.is_elsewhere.load(Ordering::Relaxed) {
+            true => self.workshop.store.told(self.digest()),
+            false => self.received(),
+        }
+    }
+
     /// One attempt, alone on this host: whoever gets the lock second finds the index.
     async fn prove_once(&self) -> Result<Verified<Index>, LayerError> {
         let store = &self.workshop.store;
-        let _lock = loop {
-            match store.try_lock_layer(self.digest()) {
+        let lock = loop {
+            let lock = store.try_lock_layer(self.digest());
+            self.is_elsewhere.store(matches!(lock, Ok(None)), Ordering::Relaxed);
+            match lock {
                 Ok(Some(lock)) => break Some(lock),
                 Ok(None) => tokio::time::sleep(LOCK_POLL).await,
                 // No locks on this file system: the same layer may be fetched twice, and that is all.
@@ -456,7 +469,17 @@ impl Layer {
         if let Some(index) = kept_index(store, &self.spec) {
             return self.agree(index);
         }
-        self.fetch_and_keep().await
+        let tell = async {
+            let Some(lock) = &lock else { return std::future::pending().await };
+            loop {
+                lock.tell(self.received());
+                tokio::time::sleep(LOCK_POLL).await;
+            }
+        };
+        tokio::select! {
+            index = self.fetch_and_keep() => index,
+            never = tell => never,
+        }
     }
 
     /// Fetches every byte of the layer and proves it, keeping nothing.

@@ -1,6 +1,7 @@
-//! Locks between processes: flock(2) on empty files, which the kernel gives up when a process dies.
+//! Locks between processes: flock(2) on files, which the kernel gives up when a process dies.
 //!
-//! - `layer <digest>`, exclusive: whoever holds it proves that layer; the others wait and find it done.
+//! - `layer <digest>`, exclusive: whoever holds it proves that layer; the others wait and find it done. Eight bytes in
+//!   it say how far that is, in bytes of the layer. Nothing relies on them but the patience of who waits.
 //! - `sweep`, shared by whoever adds objects, exclusive for whoever removes those that no index names.
 //! - `fetch <digest>`, ranges of it exclusive (fcntl(2), "Open file description locks"): whoever holds a
 //!   range fetches those bytes of the uncompressed layer; the others wait and find them done.
@@ -10,7 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
@@ -30,6 +31,11 @@ impl Lock {
     /// The descriptor that holds the lock: whoever keeps a copy of it keeps the lock.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Tells who waits for a layer how many bytes of it have come.
+    pub fn tell(&self, bytes: u64) {
+        let _told_again_soon = self.file.write_all_at(&bytes.to_ne_bytes(), 0);
     }
 }
 
@@ -85,6 +91,16 @@ impl Store {
     /// The right to prove a layer; `None` while somebody else has it.
     pub fn try_lock_layer(&self, layer: &Digest) -> io::Result<Option<Lock>> {
         self.try_lock(&format!("layer-{}", file_name(layer)), FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// How many bytes of a layer have come to whoever has the right to prove it.
+    pub fn told(&self, layer: &Digest) -> u64 {
+        let mut bytes = [0; 8];
+        let file = File::open(self.root.join("locks").join(format!("layer-{}", file_name(layer))));
+        match file.and_then(|file| file.read_exact_at(&mut bytes, 0)) {
+            Ok(()) => u64::from_ne_bytes(bytes),
+            Err(_) => 0,
+        }
     }
 
     /// Keeps a layer from being evicted.

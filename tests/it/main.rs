@@ -33,6 +33,7 @@ mod many_files;
 mod mappings;
 mod models;
 mod mount_cli;
+mod neighbours;
 mod own_kits;
 mod parents;
 mod passthrough;

@@ -64,12 +64,8 @@ fn send(pid: i32, signal: i32) {
 /// Reads the file through a descriptor while the worker is stopped: without passthrough nobody would answer.
 #[track_caller]
 fn check_without_worker(mount: &Mount<'_>, file: &File) {
-    let pid = mount.process("pid");
-    send(pid, libc::SIGSTOP);
     let mut bytes = vec![0; SIZE];
-    let read = file.read_exact_at(&mut bytes, 0);
-    send(pid, libc::SIGCONT);
-    read.expect("the kernel reads it");
+    mount.without_worker(|| file.read_exact_at(&mut bytes, 0)).expect("the kernel reads it");
     assert!(bytes == content());
 }
 

@@ -80,6 +80,15 @@ impl Mount<'_> {
         mounts[0].clone()
     }
 
+    /// Does something while the worker is stopped: nobody answers then but the kernel.
+    pub fn without_worker<T>(&self, work: impl FnOnce() -> T) -> T {
+        let pid = rustix::process::Pid::from_raw(self.process("pid")).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("it runs");
+        let result = work();
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("it is stopped");
+        result
+    }
+
     /// A process of its entry in `kitfs status`: `pid` or `holder_pid`.
     #[track_caller]
     pub fn process(&self, key: &str) -> i32 {
